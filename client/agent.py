@@ -1,0 +1,209 @@
+"""The agent: the one process that holds private data, student, policy and ledger. It answers plans, or refuses.
+
+``handle`` is everything that the outside can reach. Whatever happens inside, what comes out is a message of the wire
+schema; texts and tracebacks stay on the client's own console.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from client.learner import Learner
+from fedkd import wire
+from fedkd.config import ClientConfig, Policy, load
+from fedkd.distill.model import ProxyView
+from fedkd.errors import BudgetExceeded, FedkdError, WireError
+from fedkd.privacy.accounting import Pld
+from fedkd.privacy.architecture import check_private
+from fedkd.privacy.contract import Contract, Refused, check_plan, draw_up
+from fedkd.privacy.ledger import Ledger, Reservation
+from fedkd.privacy.mechanisms import MECHANISMS
+from fedkd.privacy.noise import NoiseSource, fresh_key, simulation_key
+from fedkd.state import write_atomic
+from fedkd.tensors import digest
+from fedkd.wire import Agreement, Answers, Code, Hello, Learned, Message, Offer, Plan, Refusal, Rows
+
+Console = Callable[[str], None]
+
+
+def stderr(text: str) -> None:
+    """The default console."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Agent:
+    """One client. Calls are taken one at a time: there is one writer."""
+
+    def __init__(self, config_path: Path, console: Console = stderr) -> None:
+        """Open everything that ``client.yaml`` names. Raises FedkdError for what a user can mend."""
+        self.config = load(ClientConfig, config_path)
+        self._base, self._console = config_path.resolve().parent, console
+        self.name, self._failed, self._turn = self.config.name, False, threading.Lock()
+        self._state = self._base / self.config.state
+        self._lock = _lock(self._state)
+        self.policy = load(Policy, self._base / self.config.policy)
+        view = ProxyView.load(self._base / self.config.proxy)
+        self._proxy = view.proxy
+        if self._proxy.hash not in self.policy.proxies:
+            raise FedkdError(
+                f"the policy does not allow this proxy set (hash {self._proxy.hash})",
+                where=f"{self._base / self.config.policy}, key 'proxies'",
+                fix="check the proxy file, or add its hash to the policy",
+            )
+        self.learner = Learner(self.config, view, self._base, console)
+        if self.policy.mechanism != "none":
+            check_private(self.learner.model.network)
+        self.ledger = Ledger(self._state / "ledger.sqlite", self.name, Pld())
+        self._fresh = self.learner.save()
+        self._restore()
+
+    def close(self) -> None:
+        """Close the ledger and let another process have the state directory."""
+        self.ledger.close()
+        self._lock.close()
+
+    # -- what the outside can reach ----------------------------------------------------------------------------------
+
+    def handle(self, method: str, payload: bytes) -> bytes:
+        """Describe, Agree or Answer: one message in, one message out, never an exception."""
+        steps = {"describe": self._describe, "agree": self._agree, "answer": self._answer}
+        with self._turn:
+            try:
+                return steps[method](payload)
+            except Refused as refused:
+                return self._refuse(refused.code)
+            except WireError as error:
+                self._console(f"client {self.name}: refused a message: {error.what}")
+                return self._refuse(Code.MALFORMED)
+            except Exception:
+                self._tell()
+                return self._refuse(Code.FAILED)
+
+    def _describe(self, payload: bytes) -> bytes:
+        return wire.encode(Hello(self.name))
+
+    def _agree(self, payload: bytes) -> bytes:
+        offer = wire.decode(payload, Offer)
+        if (offer.examples, offer.classes) != (len(self._proxy), self._proxy.classes):
+            raise Refused(Code.LABELS)
+        contract = self.ledger.contract(offer.run)
+        if contract is None:
+            contract = draw_up(self.policy, offer, self.ledger.events())
+            self.ledger.register(contract)
+        elif not contract.answers(offer):
+            raise Refused(Code.CONTRACT)
+        return wire.encode(Agreement(offer.run, self.name, contract.hash))
+
+    def _answer(self, payload: bytes) -> bytes:
+        plan = wire.decode(payload, Plan)
+        contract = self.ledger.contract(plan.run)
+        check_plan(self.policy, contract, plan)
+        if plan.answer:
+            before = self.ledger.released(plan.run, plan.round, plan.identity)
+            if before is not None:
+                return before
+        elif self.ledger.state("plan") == plan.identity:
+            return wire.encode(Learned(plan.run, self.name, plan.round))
+        labels = self._merge(plan)
+        if not plan.answer or contract is None:
+            return self._learn_only(plan, labels)
+        return self._release(plan, labels, contract)
+
+    # -- one round ---------------------------------------------------------------------------------------------------
+
+    def _merge(self, plan: Plan) -> Rows | None:
+        if not plan.labels:
+            return None
+        try:
+            return wire.merge(self.learner.labels, plan, len(self._proxy), self._proxy.classes)
+        except WireError:
+            raise Refused(Code.STALE) from None
+
+    def _release(self, plan: Plan, labels: Rows | None, contract: Contract) -> bytes:
+        """reserve -> compute -> store -> commit; the caller sends."""
+        try:
+            reservation = self.ledger.reserve(
+                plan.run, plan.round, plan.identity, self.learner.snapshot, lambda: self._new_key(plan)
+            )
+        except BudgetExceeded:
+            self._learn_only(plan, labels)
+            raise Refused(Code.EXHAUSTED) from None
+        try:
+            return self._compute(plan, labels, contract, reservation)
+        except Exception:
+            # a half-trained student must not be what the next round starts from
+            self._restore()
+            raise
+
+    def _compute(self, plan: Plan, labels: Rows | None, contract: Contract, reservation: Reservation) -> bytes:
+        noise = NoiseSource(reservation.key)
+        self.learner.learn(contract, plan.round, labels, plan.temperature, noise)
+        mechanism = MECHANISMS[reservation.event.mechanism](reservation.event)
+        released = mechanism.release(mechanism.bound(self.learner.answer()), noise, contract.codec)
+        payload = wire.encode(Answers(plan.run, self.name, plan.round, plan.identity, released))
+        self.ledger.commit(reservation, payload, self._save(plan))
+        self._tidy()
+        return payload
+
+    def _learn_only(self, plan: Plan, labels: Rows | None) -> bytes:
+        self.learner.learn_public(labels, plan.temperature, f"{plan.run} {plan.round} public")
+        self.ledger.put_state(self._save(plan))
+        self._tidy()
+        return wire.encode(Learned(plan.run, self.name, plan.round))
+
+    def _new_key(self, plan: Plan) -> bytes:
+        if self.policy.noise == "simulation":
+            return simulation_key(self.policy.seed or 0, self.name, plan.run, plan.round)
+        return fresh_key()
+
+    # -- the student on disk -----------------------------------------------------------------------------------------
+
+    def _save(self, plan: Plan) -> dict[str, str]:
+        """Write the student under a name of its own; the ledger's transaction makes it the current one."""
+        content = self.learner.save()
+        name = f"student-{digest(content)[:16]}.safetensors"
+        write_atomic(self._state / name, content)
+        return {"student": name, "plan": plan.identity}
+
+    def _restore(self) -> None:
+        name = self.ledger.state("student")
+        if name is not None:
+            self.learner.restore(self._state / name)
+        else:
+            self.learner.reset(self._fresh)
+
+    def _tidy(self) -> None:
+        current = self.ledger.state("student")
+        for path in self._state.glob("student-*.safetensors"):
+            if path.name != current:
+                path.unlink()
+
+    # -- the console -------------------------------------------------------------------------------------------------
+
+    def _refuse(self, code: Code) -> bytes:
+        answer: Message = Refusal(self.name, code)
+        return wire.encode(answer)
+
+    def _tell(self) -> None:
+        """The first failure with its traceback, later ones in a line."""
+        text = traceback.format_exc()
+        last = text.strip().splitlines()[-1]
+        self._console(f"client {self.name} failed: {last}" if self._failed else f"client {self.name} failed:\n{text}")
+        self._failed = True
+
+
+def _lock(state: Path) -> IO[str]:
+    """One agent a state directory."""
+    state.mkdir(parents=True, exist_ok=True)
+    file = (state / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise FedkdError("another agent uses this state directory", where=str(state), fix="stop it first") from None
+    return file

@@ -1,0 +1,72 @@
+"""Keeping the relay running: a SuperNode of Flower that knows a server's address and the agent's, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedkd.errors import ConfigError
+from fedkd.flower import Service, environment, free_port, is_loopback
+
+
+@dataclass(frozen=True)
+class RelayConfig:
+    """Where the relay connects to, and where it may write.
+
+    ``home`` is the relay's own directory: logs, and the app that the server ships. Without ``root_certificates`` the
+    connection is not encrypted, which is accepted on the loopback interface alone. ``private_key`` is the key with
+    which the SuperNode proves who it is to a server that asks for it.
+    """
+
+    superlink: str
+    agent: str
+    home: Path
+    root_certificates: Path | None = None
+    private_key: Path | None = None
+
+
+def start_relay(config: RelayConfig) -> Service:
+    """Start the relay and keep it running; the caller stops the returned service.
+
+    Raises ConfigError where the connection would be in the clear, or the agent's address cannot be passed on.
+    """
+    _check(config)
+    home = config.home.absolute()
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    service = Service("relay", lambda: _command(config), environment(home), home / "supernode.log")
+    service.start()
+    return service
+
+
+def _command(config: RelayConfig) -> Sequence[str]:
+    return [
+        "flower-supernode",
+        *("--superlink", config.superlink),
+        *_security(config),
+        *("--host", "127.0.0.1"),
+        *("--port", str(free_port())),
+        *("--node-config", f'agent="{config.agent}"'),
+    ]
+
+
+def _security(config: RelayConfig) -> list[str]:
+    if config.root_certificates is None:
+        return ["--insecure"]
+    options = ["--root-certificates", str(config.root_certificates.absolute())]
+    if config.private_key is not None:
+        options += ["--auth-supernode-private-key", str(config.private_key.absolute())]
+    return options
+
+
+def _check(config: RelayConfig) -> None:
+    if config.root_certificates is None and not is_loopback(config.superlink):
+        raise ConfigError(
+            "the connection to the server would not be encrypted",
+            where=config.superlink,
+            fix="give the server's root certificates; without them only a server on this machine is accepted",
+        )
+    if not config.agent.startswith("unix:/") or set(config.agent) & set('"\\\n'):
+        raise ConfigError(
+            "the agent's address cannot be passed to the relay", where=config.agent, fix="write unix:/absolute/path"
+        )

@@ -1,0 +1,21 @@
+"""fedkd: private federated distillation. Clients share only differentially private answers on a public proxy set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedkd.distill.model import Model
+
+__version__ = "0.1.0"
+
+
+def load_student(path: str | Path) -> Model:
+    """A trained student; ``.predict(x)`` gives probabilities. Raises DataError for a file that is not a model."""
+    from fedkd.distill.model import Model
+
+    return Model.open(Path(path))
+
+
+load_teacher = load_student  # both are models, and both are used in the same way

@@ -1,0 +1,354 @@
+"""What a user can write down: scenarios, server and client configurations, and a client's privacy policy.
+
+Every model refuses unknown keys, names the nearest right one, and points at file and line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fedkd.errors import ConfigError
+
+USER_CODE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"  # module:function or module:Class
+
+Mechanism = Literal["dp_sgd", "none"]
+Codec = Literal["float32", "float16"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Terms = dict[Literal["kl", "soft_ce", "hard_ce"], NonNegative]
+
+
+class Model(BaseModel):
+    """Frozen, and closed to keys that it does not name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Model):
+    """Where examples come from."""
+
+    source: str = Field("digits", description="digits | idx | npz | module:function")
+    path: str | None = Field(None, description="folder of IDX files, or the .npz file")
+    test_fraction: Rate = Field(0.2, description="share cut off for testing when the source has no test part")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        import re
+
+        if self.source not in ("digits", "idx", "npz") and not re.match(USER_CODE, self.source):
+            raise ValueError(f"unknown source {self.source!r}: use digits, idx, npz or module:function")
+        return self
+
+
+class Partition(Model):
+    """How a simulation deals the private pool out to its clients."""
+
+    kind: Literal["iid", "dirichlet"] = "iid"
+    alpha: Positive = Field(0.5, description="Dirichlet concentration; small means that clients differ much")
+
+
+class Proxy(Model):
+    """The public examples, cut off before anything else."""
+
+    size: int = Field(400, ge=2)
+    labelled: bool = Field(False, description="labelled proxies also teach the teacher their labels")
+    tune_size: int = Field(100, ge=0, description="a further public split, on which settings are chosen")
+
+
+class Features(Model):
+    """The frozen extractor fitted on the proxy set."""
+
+    kind: Literal["none", "pca", "scattering"] = "pca"
+    components: int = Field(40, ge=1)
+
+
+class Student(Model):
+    """A student's architecture; ``learning_rate`` and ``momentum`` overrule the client's training block."""
+
+    kind: str = Field("linear", description="linear | mlp | cnn | module:Class")
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
+    learning_rate: Positive | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        import re
+
+        if self.kind not in ("linear", "mlp", "cnn") and not re.match(USER_CODE, self.kind):
+            raise ValueError(f"unknown architecture {self.kind!r}: use linear, mlp, cnn or module:Class")
+        return self
+
+
+class Teacher(Student):
+    """The server's shared model and how it is distilled from the consensus."""
+
+    steps: int = Field(300, ge=1, description="optimiser steps a round")
+    batch_size: int = Field(256, ge=1)
+    learning_rate: Positive | None = 0.005
+    weight_decay: NonNegative = 1e-4
+    terms: Terms = Field({"kl": 1.0}, description="weights of the terms on the consensus")
+    label_weight: NonNegative = Field(1.0, description="weight of the labels of a labelled proxy set")
+
+
+class Aggregate(Model):
+    """What the server makes of many clients' answers."""
+
+    kind: Literal["mean"] = "mean"
+
+
+class Training(Model):
+    """A client's own training; nothing here touches its privacy."""
+
+    learning_rate: Positive = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    terms: Terms = Field({"kl": 1.0}, description="weights of the terms on the teacher's soft labels")
+    distil_steps: int = Field(100, ge=0, description="steps on soft labels alone, after the last round")
+    distil_learning_rate: Positive = 0.01
+
+
+class Schedule(Model):
+    """What one round of private training does. Public settings: never derived from a client's example count."""
+
+    steps: int = Field(20, ge=1, description="optimiser steps a round")
+    sample_rate: Rate = Field(1.0, description="Poisson sampling rate; 1 takes every example at every step")
+    nominal_examples: int | None = Field(
+        None, ge=1, description="public guess of a client's example count; nominal batch size = this x sample_rate"
+    )
+
+
+class Privacy(Schedule):
+    """Writes the policies of simulated clients. ``epsilon`` is the total of the whole run."""
+
+    mechanism: Mechanism = "dp_sgd"
+    epsilon: Positive = 3.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    clip: Positive = 1.0
+
+
+def _proxies(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+class Policy(Model):
+    """A client's own decision, in a file that only the client writes."""
+
+    mechanism: Mechanism = "dp_sgd"
+    epsilon: Positive = Field(description="limit of the ledger's lifetime, per example")
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    clip: Positive = 1.0
+    steps: int = Field(20, ge=1)
+    sample_rate: Rate = 1.0
+    nominal_examples: int = Field(ge=1, description="public: never the true example count")
+    proxies: Annotated[tuple[str, ...], BeforeValidator(_proxies)] = Field(
+        min_length=1, description="content hashes of the proxy sets that this client answers on"
+    )
+    max_rounds: int = Field(1000, ge=1)
+    noise: Literal["os", "simulation"] = Field(
+        "os", description="os: fresh key of the operating system; simulation: reproducible, gives NO guarantee"
+    )
+    seed: int | None = Field(None, description="only with noise: simulation")
+
+    @model_validator(mode="after")
+    def _no_user_seed(self) -> Self:
+        if self.noise == "os" and self.seed is not None:
+            raise ValueError("a chosen noise seed gives no privacy: remove 'seed', or say 'noise: simulation'")
+        if self.noise == "simulation" and self.seed is None:
+            raise ValueError("'noise: simulation' needs a 'seed'")
+        return self
+
+
+def _students(value: object) -> object:
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, Mapping):
+        value = [value]
+    if isinstance(value, Sequence):
+        return tuple({"kind": item} if isinstance(item, str) else item for item in value)
+    return value
+
+
+class Federation(Model):
+    """What a simulation and a deployed server have in common."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    rounds: int = Field(5, ge=1, le=10_000)
+    quorum: Rate = Field(0.5, description="share of the expected clients that must answer for a round to count")
+    temperature: Positive = 1.0
+    codec: Codec = "float16"
+    teacher: Teacher = Teacher()
+    aggregate: Aggregate = Aggregate()
+
+
+class Scenario(Federation):
+    """A whole federation on one machine."""
+
+    name: str = "digits"
+    clients: int = Field(5, ge=1, le=100_000)
+    data: Data = Data()
+    partition: Partition = Partition()
+    proxy: Proxy = Proxy()
+    features: Features = Features()
+    students: Annotated[tuple[Student, ...], BeforeValidator(_students)] = Field(
+        (Student(),), min_length=1, description="dealt to the clients in turn"
+    )
+    training: Training = Training()
+    privacy: Privacy = Privacy()
+    baselines: bool = Field(True, description="also train local-only students and a central model to compare with")
+
+
+class ServerConfig(Federation):
+    """A deployed server. Paths are relative to the file."""
+
+    proxy: str
+    clients: int = Field(ge=1, description="how many clients are expected")
+    out: str = "run"
+    test: Data | None = Field(None, description="public labelled examples on which the teacher is tested")
+    address: str = Field("127.0.0.1:8000", description="host:port of the SuperLink")
+    round_timeout: Positive = Field(600.0, description="seconds a round waits for answers")
+    join_timeout: Positive = Field(600.0, description="seconds to wait for clients before the first round")
+
+
+class ClientConfig(Model):
+    """A deployed client. Paths are relative to the file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")
+    data: Data
+    proxy: str
+    policy: str = "policy.yaml"
+    state: str = "state"
+    student: Student = Student()
+    training: Training = Training()
+    seed: int = Field(0, ge=0, lt=2**63, description="initial weights and batch order; never the noise")
+    address: str = Field("127.0.0.1:8000", description="host:port of the server's SuperLink")
+
+
+KINDS: dict[str, type[Model]] = {
+    "scenario": Scenario,
+    "server": ServerConfig,
+    "client": ClientConfig,
+    "policy": Policy,
+}
+
+M = TypeVar("M", bound=Model)
+
+
+def load(kind: type[M], path: Path | None, overrides: Sequence[str] = ()) -> M:
+    """Read a YAML file (none: the defaults) and apply ``key=value`` overrides. Raises ConfigError."""
+    tree: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    if path is not None:
+        tree, lines = _read(path)
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(kind, error, path, lines, tree) from None
+
+
+def dump(model: Model) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise ConfigError("the configuration file does not exist", where=str(path), fix="check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration cannot be read: {error}", where=str(path)) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"not valid YAML: {getattr(error, 'problem', error)}", where=where) from None
+    if tree is None:
+        return {}, {}
+    if not isinstance(tree, dict):
+        raise ConfigError("a configuration is a mapping of keys to values", where=str(path))
+    return tree, dict(_lines(node))
+
+
+def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            yield name, key.start_mark.line + 1
+            yield from _lines(value, f"{name}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield f"{prefix}{index}", value.start_mark.line + 1
+            yield from _lines(value, f"{prefix}{index}.")
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set takes key=value, not {override!r}", fix="for example: --set privacy.epsilon=8")
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        below = tree.get(parent)
+        tree = tree.setdefault(parent, {}) if not isinstance(below, dict) else below
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{parent!r} has no keys below it", where=f"--set {override}")
+    try:
+        tree[leaf] = _scalar(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value is not valid YAML: {error}", where=f"--set {override}") from None
+
+
+def _scalar(text: str) -> Any:
+    """A YAML value; unlike YAML 1.1, ``1e-5`` is a number."""
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            return yaml.safe_load(text)
+
+
+def _explain(
+    kind: type[Model], error: ValidationError, path: Path | None, lines: Mapping[str, int], tree: Mapping[str, Any]
+) -> ConfigError:
+    problems, wheres = [], []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        line = lines.get(key) or lines.get(key.rpartition(".")[0])
+        source = f"{path}:{line}" if path and line else str(path) if path else "--set"
+        wheres.append(f"{source}, key {key!r}" if key else source)
+        if problem["type"] == "extra_forbidden":
+            problems.append(_nearest(kind, key))
+        else:
+            problems.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}" if key else problem["msg"])
+    return ConfigError(
+        "the configuration is not valid: " + "; ".join(problems),
+        where="; ".join(wheres),
+        fix="'fedkd config schema' lists every key",
+    )
+
+
+def _nearest(kind: type[Model], key: str) -> str:
+    names = list(keys(kind))
+    leaves = {name.rpartition(".")[2]: name for name in names}
+    near = difflib.get_close_matches(key, names, 1, 0.6)
+    near = near or [leaves[leaf] for leaf in difflib.get_close_matches(key.rpartition(".")[2], list(leaves), 1, 0.5)]
+    return f"unknown key {key!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+
+
+def keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key that a configuration of this kind understands."""
+    for name, field in kind.model_fields.items():
+        yield prefix + name
+        below = field.annotation
+        if isinstance(below, type) and issubclass(below, BaseModel):
+            yield from keys(below, f"{prefix}{name}.")

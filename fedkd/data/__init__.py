@@ -1,0 +1,1 @@
+"""Sources, partitions and the public proxy set; all of it works offline."""

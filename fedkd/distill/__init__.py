@@ -1,0 +1,1 @@
+"""Losses, students, teacher, public features and the trainer."""

@@ -1,0 +1,128 @@
+"""A trained model that anyone can use: architecture, weights and public features in one file."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedkd.config import Student
+from fedkd.data.proxy import ProxySet
+from fedkd.data.sources import as_float
+from fedkd.distill import students
+from fedkd.distill.features import FeatureMap, arrays, restore
+from fedkd.distill.losses import soften
+from fedkd.distill.trainer import logits
+from fedkd.errors import DataError
+from fedkd.state import read_packed, write_atomic
+from fedkd.tensors import Arrays, pack
+
+FORMAT = "fedkd.model/1"
+LARGEST_INPUT = 1e4  # features are clamped here, so that one absurd private record cannot overflow its gradient
+
+
+class ProxyView:
+    """A proxy set with its public features; what networks see of it is computed once and shared."""
+
+    def __init__(self, proxy: ProxySet) -> None:
+        self.proxy = proxy
+        self.features = restore(proxy.features_spec, proxy.features_arrays)
+        self._inputs: dict[str, Tensor] = {}
+
+    @classmethod
+    def load(cls, path: Path) -> ProxyView:
+        """Read and verify a file; the agents of one process share one copy."""
+        return _view(path.resolve(), path.stat().st_mtime_ns if path.exists() else 0)
+
+    def inputs(self, takes: str) -> Tensor:
+        """All proxy examples as a network that takes "features" or "raw" sees them."""
+        if takes not in self._inputs:
+            self._inputs[takes] = _inputs(self.features, takes, self.proxy.examples)
+        return self._inputs[takes]
+
+
+@lru_cache(maxsize=2)
+def _view(path: Path, modified: int) -> ProxyView:
+    return ProxyView(ProxySet.load(path))
+
+
+def _inputs(features: FeatureMap, takes: str, x: NDArray[Any]) -> Tensor:
+    floats = as_float(x)
+    seen = features(floats) if takes == "features" else floats
+    return torch.from_numpy(np.nan_to_num(seen, nan=0.0).clip(-LARGEST_INPUT, LARGEST_INPUT))
+
+
+class Model:
+    """A network and the frozen feature map in front of it."""
+
+    def __init__(
+        self, network: students.Network, features: FeatureMap, architecture: Student, proxy: str, classes: int
+    ) -> None:
+        self.network, self.features = network, features
+        self.architecture, self.proxy, self.classes = architecture, proxy, classes
+
+    @classmethod
+    def fresh(cls, architecture: Student, view: ProxyView, seed: int, base: Path) -> Self:
+        """Randomly initialised from ``seed``, for the examples of a proxy set."""
+        proxy = view.proxy
+        network = students.build(architecture, view.features.dim, proxy.shape, proxy.classes, seed, base)
+        plain = Student.model_validate(architecture.model_dump(include=set(Student.model_fields)))
+        return cls(network, view.features, plain, proxy.hash, proxy.classes)
+
+    def inputs(self, x: NDArray[Any]) -> Tensor:
+        """What the network sees of examples [n, *shape]: features [n, dim], or the examples themselves."""
+        return _inputs(self.features, self.network.takes, x)
+
+    def predict(self, x: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float32]:
+        """Probabilities [n, classes] for examples [n, *shape]. Raises DataError for another shape."""
+        shape = tuple(self.features.spec["shape"])
+        if tuple(x.shape[1:]) != shape:
+            raise DataError(f"examples of shape {tuple(x.shape[1:])}, but the model takes {shape}")
+        return soften(logits(self.network, self.inputs(x)), temperature).numpy()  # type: ignore[no-any-return]
+
+    def arrays(self) -> Arrays:
+        """The weights."""
+        return students.state_arrays(self.network)
+
+    def load(self, weights: Arrays) -> None:
+        """Take these weights. Raises DataError if they belong to another architecture."""
+        students.load_arrays(self.network, weights)
+
+    def save(self, path: Path) -> None:
+        """Write one self-contained file."""
+        content = {f"weights.{name}": array for name, array in self.arrays().items()}
+        content |= {f"features.{name}": array for name, array in arrays(self.features).items()}
+        meta = {
+            "format": FORMAT,
+            "architecture": self.architecture.model_dump(mode="json"),
+            "features": self.features.spec,
+            "classes": self.classes,
+            "proxy": self.proxy,
+        }
+        write_atomic(path, pack(content, meta))
+
+    @classmethod
+    def open(cls, path: Path, base: Path | None = None) -> Self:
+        """Read a file written by ``save``; ``base`` is where a user's own architecture is looked for.
+
+        Raises DataError for a file that is missing, damaged or of another kind.
+        """
+        content, meta = read_packed(path)
+        if meta.get("format") != FORMAT:
+            raise DataError("not a fedkd model", where=str(path), fix="give a student's or the teacher's .safetensors file")
+        features = restore(meta["features"], _below("features.", content))
+        architecture = Student.model_validate(meta["architecture"])
+        shape = tuple(features.spec["shape"])
+        network = students.build(architecture, features.dim, shape, meta["classes"], 0, base or Path.cwd())
+        model = cls(network, features, architecture, meta["proxy"], meta["classes"])
+        model.load(_below("weights.", content))
+        return model
+
+
+def _below(prefix: str, content: Arrays) -> Arrays:
+    return {name.removeprefix(prefix): array for name, array in content.items() if name.startswith(prefix)}

@@ -1,0 +1,75 @@
+"""The server's shared model, distilled from the consensus on the proxy set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedkd.config import Teacher as TeacherConfig
+from fedkd.distill.losses import Objective, SoftLabels, cross_entropy, soften
+from fedkd.distill.model import Model, ProxyView
+from fedkd.distill.trainer import Distillation, Labelled, fit, logits
+from fedkd.rng import derive
+from fedkd.tensors import Arrays
+
+
+class Teacher:
+    """Holds the model and the proxy set as the model sees it."""
+
+    def __init__(self, config: TeacherConfig, view: ProxyView, seed: int, base: Path) -> None:
+        self._config, self._seed = config, seed
+        self.model = Model.fresh(config, view, derive(seed, "teacher"), base)
+        self._x = view.inputs(self.model.network.takes)
+        self._labels = None if view.proxy.labels is None else torch.from_numpy(view.proxy.labels)
+
+    def distil(self, consensus: NDArray[np.float32] | None, round: int) -> None:
+        """Fit the model to the consensus [examples, classes] (none yet: to the labels of a labelled proxy set)."""
+        seed = derive(self._seed, "distil", round)
+        parts: list[Distillation | Labelled] = []
+        if consensus is not None:
+            target = SoftLabels(torch.from_numpy(consensus), 1.0)
+            parts.append(Distillation(self._x, target, Objective(self._config.terms), seed))
+        if self._labels is not None and self._config.label_weight > 0:
+            parts.append(Labelled(self._x, self._labels))
+        order = torch.Generator().manual_seed(derive(seed, "labels"))
+
+        def loss(network: nn.Module) -> Tensor:
+            return torch.stack([self._part(part, network, order) for part in parts]).sum()
+
+        fit(
+            self.model.network,
+            loss,
+            steps=self._config.steps,
+            learning_rate=self._config.learning_rate or 0.005,
+            weight_decay=self._config.weight_decay,
+            seed=seed,
+        )
+
+    def _part(self, part: Distillation | Labelled, network: nn.Module, order: torch.Generator) -> Tensor:
+        size = self._config.batch_size
+        if isinstance(part, Distillation):
+            return part.batch(network, size)
+        some = torch.randperm(len(part.y), generator=order)[:size]
+        return self._config.label_weight * cross_entropy(network(part.x[some]), part.y[some]).mean()
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether it can be fitted before any client has answered."""
+        return self._labels is not None and self._config.label_weight > 0
+
+    def soft_labels(self, temperature: float) -> NDArray[Any]:
+        """Probabilities [examples, classes] on the proxy set."""
+        return soften(logits(self.model.network, self._x), temperature).numpy()
+
+    def arrays(self) -> Arrays:
+        """The weights."""
+        return self.model.arrays()
+
+    def load(self, arrays: Arrays) -> None:
+        """Continue from these weights."""
+        self.model.load(arrays)

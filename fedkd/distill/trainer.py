@@ -1,0 +1,188 @@
+"""Training loops: a client's round under its contract, and plain fitting to soft labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.distill.losses import Objective, SoftLabels, cross_entropy
+from fedkd.errors import FedkdError
+from fedkd.privacy.noise import NoiseSource
+from fedkd.rng import derive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fedkd.privacy.contract import Contract
+
+PUBLIC_BATCH = 512  # proxy examples a step of the public gradient
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Inputs [n, ...] and labels [n]."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """Gradient descent with momentum."""
+
+    learning_rate: float
+    momentum: float
+
+    def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        """Over the network's trainable parameters."""
+        params = [p for p in network.parameters() if p.requires_grad]
+        return torch.optim.SGD(params, lr=self.learning_rate, momentum=self.momentum)
+
+
+class Steps(Protocol):
+    """Takes one step on private examples and, beside them, on a public loss."""
+
+    def step(
+        self,
+        x: Tensor,
+        y: Tensor,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        public: Callable[[], Tensor] | None = None,
+    ) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class PlainSteps:
+    """The mechanism ``none``: the mean gradient of the sample, bare."""
+
+    def __init__(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        self._network, self._optimiser = network, optimiser
+
+    def step(
+        self,
+        x: Tensor,
+        y: Tensor,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        public: Callable[[], Tensor] | None = None,
+    ) -> None:
+        """One step; a sample without examples has only the public part."""
+        self._optimiser.zero_grad()
+        if len(x):
+            loss(self._network(x), y).mean().backward()  # type: ignore[no-untyped-call]
+        if public is not None:
+            public().backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+
+    def close(self) -> None:
+        """Nothing to undo."""
+
+
+class Distillation:
+    """Soft labels of the proxy set and the terms by which a student learns from them.
+
+    ``seed`` orders the mini-batches; it is public, and has nothing to do with the noise.
+    """
+
+    def __init__(self, x: Tensor, labels: SoftLabels, objective: Objective, seed: int) -> None:
+        self._x, self._labels, self._objective = x, labels, objective
+        self._order = torch.Generator().manual_seed(derive(seed, "public batches") % 2**63)
+
+    def batch(self, network: nn.Module, size: int) -> Tensor:
+        """Mean objective of a random mini-batch (scalar, differentiable)."""
+        some = torch.randperm(len(self._x), generator=self._order)[:size]
+        target = SoftLabels(self._labels.rows[some], self._labels.temperature)
+        return self._objective(network(self._x[some]), target).mean()
+
+
+def learn_round(
+    network: nn.Module,
+    data: Labelled,
+    contract: Contract,
+    optimiser: Optimiser,
+    noise: NoiseSource,
+    distillation: Distillation | None,
+) -> None:
+    """Train ``network`` in place for one round of its contract: exactly ``contract.event``, no early stopping.
+
+    The number of steps, the sampling rate and the divisor are the contract's; an empty Poisson sample is a step too.
+    """
+    event = contract.event
+    public = None if distillation is None else lambda: distillation.batch(network, PUBLIC_BATCH)
+    network.train()
+    steps = _steps(network, contract, optimiser.build(network), noise)
+    with forked_rng(derive(0, contract.hash)):
+        for _ in range(event.steps):
+            sample = torch.from_numpy(noise.poisson(len(data.y), event.sample_rate))
+            steps.step(data.x[sample], data.y[sample], cross_entropy, public)
+    steps.close()
+    network.eval()
+
+
+def _steps(network: nn.Module, contract: Contract, optimiser: torch.optim.Optimizer, noise: NoiseSource) -> Steps:
+    if contract.event.mechanism == "none":
+        return PlainSteps(network, optimiser)
+    from fedkd.privacy.dp_sgd import PrivateSteps
+
+    return PrivateSteps(
+        network,
+        optimiser,
+        clip=contract.clip,
+        noise_multiplier=contract.event.noise_multiplier,
+        nominal_batch=contract.nominal_batch,
+        noise=noise,
+    )
+
+
+def fit(
+    network: nn.Module,
+    loss: Callable[[nn.Module], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Adam on public data alone: ``steps`` steps with a cosine schedule. Raises FedkdError when it diverges."""
+    optimiser = torch.optim.Adam(
+        [p for p in network.parameters() if p.requires_grad], lr=learning_rate, weight_decay=weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
+    network.train()
+    with forked_rng(seed):
+        for _ in range(steps):
+            optimiser.zero_grad()
+            value = loss(network)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+    network.eval()
+    if not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
+        raise FedkdError("distillation diverged: the weights are not finite", fix="lower the learning rate")
+
+
+@torch.no_grad()
+def logits(network: nn.Module, x: Tensor, chunk: int = 1024) -> Tensor:
+    """Predictions [n, k], computed in chunks."""
+    network.eval()
+    return torch.cat([network(part) for part in x.split(chunk)])
+
+
+def accuracy(network: nn.Module, data: Labelled) -> float:
+    """Share of examples whose label is the first choice; 0 for no examples."""
+    if not len(data.y):
+        return 0.0
+    return float((logits(network, data.x).argmax(dim=1) == data.y).double().mean())
+
+
+@contextmanager
+def forked_rng(seed: int) -> Iterator[None]:
+    """Torch's global generator seeded inside (for dropout and the like), and left as it was outside."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,484 @@
+"""Everything the core needs from Flower: exchanges over a Grid, an in-process Grid, and Flower's own processes.
+
+Flower changes often and some of what is needed here is private to it, so the core touches it in this one module.
+A payload crosses Flower as ONE opaque block of bytes: whatever else a message could carry (metrics, configs, extra
+arrays) is refused, so that the wire format decides alone what may leave a device. This module never imports torch:
+the relay loads it in a new process for every message.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run, RunNotRunningException
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedkd.errors import WireError
+
+_log = logging.getLogger(__name__)
+
+# -- One block of bytes in a message -----------------------------------------------------------------------------------
+
+_RECORD, _ARRAY, _STYPE = "payload", "bytes", "fedkd.bytes"
+
+
+class FailureCode(IntEnum):
+    """Why there is no answer. Codes below 100 are Flower's own (5: the node is gone, 8: the app crashed)."""
+
+    APP_RAISED = 2
+    AGENT_FAILED = 100
+    NOT_SENT = 101
+    NO_REPLY = 102
+    BAD_REPLY = 103
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A node that gave no usable answer. ``reason`` may come from the other side: show it, never parse it."""
+
+    code: int
+    reason: str
+
+
+def payload_of(message: Message) -> bytes:
+    """The block of bytes in ``message``; raises WireError unless it is all that the message carries.
+
+    The bytes are kept as they are, without numpy's header: nothing that a hostile peer wrote is parsed here.
+    """
+    if not message.has_content() or set(message.content) != {_RECORD}:
+        raise WireError("a message must carry exactly one record, the payload")
+    record = message.content[_RECORD]
+    if not isinstance(record, ArrayRecord) or set(record) != {_ARRAY}:
+        raise WireError("a payload must be exactly one array of bytes")
+    array = record[_ARRAY]
+    if (array.stype, array.dtype, tuple(array.shape)) != (_STYPE, "uint8", (len(array.data),)):
+        raise WireError("a payload must be a one-dimensional array of bytes")
+    return bytes(array.data)
+
+
+def reply_with(message: Message, payload: bytes) -> Message:
+    """The reply to ``message`` that carries ``payload``."""
+    return Message(_content(payload), reply_to=message)
+
+
+def failure_reply(message: Message, code: FailureCode, reason: str) -> Message:
+    """The reply to ``message`` that says it failed. ``reason`` must be a constant: it leaves the device."""
+    return Message(Error(int(code), reason), reply_to=message)
+
+
+def lifetime_of(message: Message) -> float:
+    """Seconds the sender is ready to wait in all for the reply to ``message``."""
+    return message.metadata.ttl
+
+
+def _content(payload: bytes) -> RecordDict:
+    array = Array(dtype="uint8", shape=(len(payload),), stype=_STYPE, data=bytes(payload))
+    return RecordDict({_RECORD: ArrayRecord({_ARRAY: array})})
+
+
+# -- One exchange with many nodes --------------------------------------------------------------------------------------
+
+_POLL_SECONDS = 0.5
+_POLL_SECONDS_PER_NODE = 0.02  # a large federation asks less often
+_REASON_LIMIT = 200
+
+
+def exchange(
+    grid: Grid, action: str, payloads: Mapping[int, bytes], timeout: float | None
+) -> dict[int, bytes | Failure]:
+    """Send each node its payload as ``query.<action>`` and collect one outcome per node, in the order of ``payloads``.
+
+    Returns after ``timeout`` seconds at the latest, whatever the nodes do; what has not come by then is a Failure.
+    Messages expire at the same moment, so that no node starts on a round that is over. ``None`` waits until the
+    last reply and is for a LocalGrid alone, where no node can vanish.
+    """
+    if timeout is None and not isinstance(grid, LocalGrid):
+        raise ValueError("an exchange with real nodes needs a timeout")
+    if timeout is not None and timeout <= 0:
+        raise ValueError(f"timeout must be positive, not {timeout}")
+    sent = _push(grid, [_instruction(node, action, payload, timeout) for node, payload in payloads.items()])
+    outcomes = _collect(grid, sent, timeout)
+    reached = set(sent.values())
+    return {node: outcomes.get(node) or _missing(node in reached) for node in payloads}
+
+
+def node_ids(grid: Grid, minimum: int, timeout: float) -> list[int]:
+    """The connected nodes, sorted, as soon as there are ``minimum``; at the deadline, however many there are."""
+    deadline = time.monotonic() + timeout
+    while True:
+        nodes = sorted(grid.get_node_ids())
+        remaining = deadline - time.monotonic()
+        if len(nodes) >= minimum or remaining <= 0:
+            return nodes
+        time.sleep(min(_POLL_SECONDS, remaining))
+
+
+def _instruction(node: int, action: str, payload: bytes, timeout: float | None) -> Message:
+    return Message(_content(payload), dst_node_id=node, message_type=f"query.{action}", ttl=timeout)
+
+
+def _push(grid: Grid, messages: list[Message]) -> dict[str, int]:
+    """Message id -> node, for the messages that were taken; grids report rejects in different ways."""
+    taken = {message_id for message_id in grid.push_messages(messages) if message_id}
+    ids = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    return {message_id: node for message_id, node in ids.items() if message_id in taken}
+
+
+def _collect(grid: Grid, sent: Mapping[str, int], timeout: float | None) -> dict[int, bytes | Failure]:
+    waiting, over = dict(sent), threading.Event()
+    outcomes: dict[int, bytes | Failure] = {}
+    deadline = None if timeout is None else time.monotonic() + timeout
+    arrivals = _arrivals_local if isinstance(grid, LocalGrid) else _arrivals_remote
+    try:
+        for message_id, arrival in arrivals(grid, list(waiting), deadline, over):
+            node = waiting.pop(message_id)
+            outcomes[node] = _outcome(arrival, node)
+    finally:
+        over.set()
+    return outcomes
+
+
+_Arrival = tuple[str, Message | Exception]
+
+
+def _arrivals_local(grid: Grid, ids: list[str], deadline: float | None, _over: object) -> Iterator[_Arrival]:
+    assert isinstance(grid, LocalGrid)
+    waiting = set(ids)
+    while waiting:
+        grid.wait(waiting, _remaining(deadline))
+        replies = grid.pull_messages(sorted(waiting))
+        waiting -= {reply.metadata.reply_to_message_id for reply in replies}
+        yield from ((reply.metadata.reply_to_message_id, reply) for reply in replies)
+        if _remaining(deadline) == 0:
+            break
+    grid.abandon(waiting)
+
+
+def _arrivals_remote(grid: Grid, ids: list[str], deadline: float | None, over: threading.Event) -> Iterator[_Arrival]:
+    """Fetch each reply on a thread of its own, and leave behind at the deadline those that hang.
+
+    A grid lists a reply as soon as its upload begins and then waits, for minutes, until the upload ends. Fetched
+    together, one node that dies or stalls half-way would take everybody's replies with it.
+    """
+    queue: SimpleQueue[_Arrival] = SimpleQueue()
+    pause = max(_POLL_SECONDS, _POLL_SECONDS_PER_NODE * len(ids))
+    for message_id in ids:
+        threading.Thread(target=_fetch, args=(grid, message_id, pause, over, queue), daemon=True).start()
+    for _ in ids:
+        try:
+            message_id, arrival = queue.get(timeout=_remaining(deadline))
+        except Empty:
+            return
+        if isinstance(arrival, RunNotRunningException):
+            raise arrival
+        yield message_id, arrival
+
+
+def _fetch(grid: Grid, message_id: str, pause: float, over: threading.Event, queue: SimpleQueue[_Arrival]) -> None:
+    while not over.wait(pause):
+        try:
+            replies = list(grid.pull_messages([message_id]))
+        except Exception as error:  # a reply that cannot be put together must cost its sender the round, not the run
+            return queue.put((message_id, error))
+        for reply in replies:
+            if reply.metadata.reply_to_message_id == message_id:
+                return queue.put((message_id, reply))
+
+
+def _remaining(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _outcome(reply: Message | Exception, node: int) -> bytes | Failure:
+    if isinstance(reply, Exception):
+        _log.warning("the reply of node %d could not be fetched", node, exc_info=reply)
+        return Failure(FailureCode.BAD_REPLY, "the reply could not be fetched")
+    if reply.has_error():
+        return Failure(reply.error.code, _printable(reply.error.reason or ""))
+    if reply.metadata.src_node_id != node:
+        return Failure(FailureCode.BAD_REPLY, "the reply comes from another node")
+    try:
+        return payload_of(reply)
+    except WireError as error:
+        return Failure(FailureCode.BAD_REPLY, error.what)
+
+
+def _missing(sent: bool) -> Failure:
+    if sent:
+        return Failure(FailureCode.NO_REPLY, "no reply before the deadline")
+    return Failure(FailureCode.NOT_SENT, "the message was not accepted for delivery")
+
+
+def _printable(text: str) -> str:
+    """Text from the other side, made safe for a console: short, and without control characters."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_REASON_LIMIT])
+
+
+# -- A grid within this process ----------------------------------------------------------------------------------------
+
+_RUN_ID = 1
+NodeConfig = Mapping[str, bool | int | float | str]
+
+
+class LocalGrid(Grid):
+    """Runs a ClientApp for every message on a pool of threads: a simulation without SuperLink or Ray.
+
+    Messages to one node never overlap. What the app raises becomes an error reply with a constant reason, as a real
+    node's would after the relay; the traceback goes to this process's log.
+    """
+
+    def __init__(self, app: ClientApp, nodes: Mapping[int, NodeConfig], workers: int = 1) -> None:
+        _claim_task_identity()
+        self._app = app
+        self._contexts = {node: _local_context(node, config) for node, config in nodes.items()}
+        self._turns = {node: threading.Lock() for node in nodes}
+        self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="node")
+        self._replies: dict[str, Future[Message]] = {}
+        self._pushed = 0
+        self._run = Run.create_empty(_RUN_ID)
+
+    def __enter__(self) -> LocalGrid:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let running apps finish and drop the rest."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    def get_node_ids(self) -> list[int]:
+        return sorted(self._contexts)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Start the app for each message. The id of a message to an unknown node is the empty string."""
+        return [self._start(message) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The replies that have come, each one once."""
+        ready = [key for key in message_ids if key in self._replies and self._replies[key].done()]
+        return [self._replies.pop(key).result() for key in ready]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        ids = [key for key in self.push_messages(messages) if key]
+        wait([self._replies[key] for key in ids], timeout)
+        replies = self.pull_messages(ids)
+        self.abandon(ids)
+        return replies
+
+    def wait(self, message_ids: Iterable[str], timeout: float | None) -> None:
+        """Return when one more of the replies has come, or after ``timeout`` seconds."""
+        futures = [self._replies[key] for key in message_ids if key in self._replies]
+        wait(futures, timeout, return_when=FIRST_COMPLETED)
+
+    def abandon(self, message_ids: Iterable[str]) -> None:
+        """Forget messages nobody waits for any more; those not yet begun will never run."""
+        for key in message_ids:
+            reply = self._replies.pop(key, None)
+            if reply is not None:
+                reply.cancel()
+
+    def _start(self, message: Message) -> str:
+        if message.metadata.dst_node_id not in self._contexts:
+            return ""
+        self._pushed += 1
+        key = f"local-{self._pushed}"
+        message.metadata.__dict__["_message_id"] = key
+        self._replies[key] = self._pool.submit(self._answer, message)
+        return key
+
+    def _answer(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        with self._turns[node]:
+            try:
+                return self._app(message, self._contexts[node])
+            except Exception:
+                _log.exception("the client app of node %d raised", node)
+                return failure_reply(message, FailureCode.APP_RAISED, "the client app raised an exception")
+
+
+def _local_context(node: int, config: NodeConfig) -> Context:
+    return Context(
+        run_id=_RUN_ID, node_id=node, node_config=dict(config), state=RecordDict(), run_config={"config": ""}
+    )
+
+
+def _claim_task_identity() -> None:
+    """Flower stamps messages with the identity of the process's task, which exists only inside a run: make one up."""
+    try:
+        TaskIdentity.run_id  # noqa: B018 - the property raises while there is no identity
+    except RuntimeError:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, 1
+
+
+# -- Flower's own processes --------------------------------------------------------------------------------------------
+
+_LOG_LIMIT = 10_000_000
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Environment for Flower's commands: offline and silent, with a home of their own instead of the user's.
+
+    Flower finds its helper commands through PATH, and its HTTP client would send loopback traffic to a proxy.
+    """
+    ours = {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
+        "PYTHONUNBUFFERED": "1",
+    }
+    for name in ("NO_PROXY", "no_proxy"):
+        ours[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost", "::1"]))
+    return {**os.environ, **ours}
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_loopback(address: str) -> bool:
+    """Whether ``host:port`` stays on this machine, judged without asking a name server."""
+    host = address.rpartition(":")[0].strip("[]")
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+@contextlib.contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into KeyboardInterrupt, so that one ``finally`` stops the children in either case."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class Service:
+    """A command that is kept running in a process group of its own until it is stopped.
+
+    ``command`` is asked anew at each start, so that a port taken in the meantime can be left. Restarts wait 1, 2, 4,
+    ... ``longest_pause`` seconds; a process that has lived that long starts again without delay.
+    """
+
+    def __init__(
+        self, name: str, command: Callable[[], Sequence[str]], env: Mapping[str, str], log: Path,
+        longest_pause: float = 30.0,
+    ) -> None:  # fmt: skip
+        self.name, self.log = name, log
+        self._command, self._env, self._longest_pause = command, dict(env), longest_pause
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._keep_running, name=name, daemon=True)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, which is also the process group's; None while it is not running."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def start(self) -> None:
+        """Start the process, and the thread that watches over it."""
+        self._launch()
+        atexit.register(self.stop)
+        self._thread.start()
+
+    def stop(self, grace: float = 10.0) -> None:
+        """Stop the process and everything it started, killing after ``grace`` seconds what is left. Idempotent."""
+        self._stopping.set()
+        atexit.unregister(self.stop)
+        with self._lock:
+            if self._process is not None:
+                stop_group(self._process, grace)
+
+    def _launch(self) -> None:
+        with self._lock:
+            if self._stopping.is_set():
+                return
+            self._process = spawn(self._command(), self._env, self.log)
+
+    def _keep_running(self) -> None:
+        pause = 1.0
+        while self._process is not None:
+            born = time.monotonic()
+            code = self._process.wait()
+            if self._stopping.is_set():
+                return
+            stop_group(self._process, grace=2.0)
+            pause = 1.0 if time.monotonic() - born > self._longest_pause else pause
+            _log.warning("%s ended with code %d; starting it again in %.0f s, see %s", self.name, code, pause, self.log)
+            if self._stopping.wait(pause):
+                return
+            pause = min(2 * pause, self._longest_pause)
+            self._launch()
+
+
+def spawn(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start ``command`` as leader of a new process group, with its output appended to ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists() and log.stat().st_size > _LOG_LIMIT:
+        log.replace(log.with_suffix(log.suffix + ".1"))
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            list(command), env=dict(env), cwd=log.parent, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def stop_group(leader: subprocess.Popen[Any], grace: float) -> None:
+    """End the process group of ``leader``: ask first, kill what is left after ``grace`` seconds."""
+    _signal_group(leader.pid, signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while time.monotonic() < deadline and (leader.poll() is None or _signal_group(leader.pid, 0)):
+        time.sleep(0.05)
+    _signal_group(leader.pid, signal.SIGKILL)
+    leader.wait()
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Whether there was anybody to take the signal."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True

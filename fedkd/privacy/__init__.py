@@ -1,0 +1,1 @@
+"""The privacy contract: events, noise, mechanisms, accounting, policy and ledger."""

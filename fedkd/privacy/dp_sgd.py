@@ -1,0 +1,162 @@
+"""DP-SGD on Opacus: one noised step at a time, with every place where Opacus leaves a hole closed.
+
+Opacus' ``make_private`` would take the sampling rate and the divisor from the private example count, and draw noise from
+torch's global generator; so the wrapped module and optimiser are built directly, both numbers come from the policy, and
+noise comes from the reservation's own key.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
+from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
+from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+from torch import Tensor, nn
+
+from fedkd.errors import PrivacyError
+from fedkd.privacy.architecture import check_private
+from fedkd.privacy.noise import NoiseSource
+
+PerExampleLoss = Callable[[Tensor, Tensor], Tensor]  # (logits [n, k], targets [n]) -> [n], never reduced
+MICROBATCH = 2048  # rows a backward pass; a full batch goes through in pieces of this size
+GHOST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
+
+
+class _Keyed:
+    """Noise from a NoiseSource, and a clip that cannot move after the noise has been sized for it."""
+
+    source: NoiseSource
+    params: list[nn.Parameter]
+    noise_multiplier: float
+    _clip: float | None = None
+
+    @property
+    def max_grad_norm(self) -> float:
+        assert self._clip is not None
+        return self._clip
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float) -> None:
+        if self._clip is not None and value != self._clip:
+            raise PrivacyError("the clip is a constant of the contract", fix="register a new contract to change it")
+        self._clip = value
+
+    def add_noise(self) -> None:
+        for p in self.params:
+            total: Tensor = p.summed_grad  # type: ignore[attr-defined]
+            _check_processed_flag(total)
+            noise = torch.from_numpy(self.source.normal(tuple(total.shape), self.noise_multiplier * self.max_grad_norm))
+            p.grad = (total.double() + noise).to(p.dtype).view_as(p)
+            _mark_as_processed(total)
+
+
+class _KeyedHooks(_Keyed, DPOptimizer):  # type: ignore[misc]
+    pass
+
+
+class _KeyedGhost(_Keyed, DPOptimizerFastGradientClipping):  # type: ignore[misc]
+    pass
+
+
+def prefers_ghost(network: nn.Module) -> bool:
+    """Ghost clipping was the faster one for every architecture whose layers have norm samplers; else hooks."""
+    with_weights = [m for m in network.modules() if any(True for _ in m.parameters(recurse=False))]
+    return all(isinstance(m, GHOST_LAYERS) for m in with_weights)
+
+
+class PrivateSteps:
+    """Takes optimiser steps whose private part is a Gaussian mechanism of L2 sensitivity ``clip``.
+
+    One example more or less changes the clipped sum by at most ``clip``; N(0, (noise_multiplier * clip)^2) is added to it
+    in every coordinate, also when the Poisson sample is empty. The divisor ``nominal_batch`` is a public constant.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        *,
+        clip: float,
+        noise_multiplier: float,
+        nominal_batch: float,
+        noise: NoiseSource,
+        ghost: bool | None = None,
+    ) -> None:
+        check_private(network)
+        for name, value in (("clip", clip), ("noise_multiplier", noise_multiplier), ("nominal_batch", nominal_batch)):
+            if not (math.isfinite(value) and value > 0):
+                raise PrivacyError(f"DP-SGD needs a finite {name} above 0, not {value}")
+        self._ghost = prefers_ghost(network) if ghost is None else ghost
+        self._network, self._nominal_batch = network, nominal_batch
+        self._params = [p for p in network.parameters() if p.requires_grad]
+        settings: dict[str, Any] = {"batch_first": True, "loss_reduction": "sum"}
+        if self._ghost:
+            self._wrapped: Any = GradSampleModuleFastGradientClipping(
+                network, max_grad_norm=clip, use_ghost_clipping=True, **settings
+            )
+        else:
+            self._wrapped = GradSampleModule(network, **settings)
+        kind = _KeyedGhost if self._ghost else _KeyedHooks
+        self.optimiser: Any = kind(
+            optimiser,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=clip,
+            expected_batch_size=None,
+            loss_reduction="sum",
+        )
+        self.optimiser.source = noise
+
+    def step(self, x: Tensor, y: Tensor, loss: PerExampleLoss, public: Callable[[], Tensor] | None = None) -> None:
+        """One step on the sample (x [n, ...], y [n]); ``public`` gives a scalar loss of public data.
+
+        The public gradient is computed apart, with the hooks off, and added after the noise: in one backward Opacus
+        would pair private with public rows by index and clip their sum, whose sensitivity is not ``clip``.
+        """
+        extra = self._public_gradients(public)
+        self._private_gradients(x, y, loss)
+        for p, gradient in zip(self._params, extra, strict=True):
+            assert p.grad is not None
+            p.grad.div_(self._nominal_batch)
+            if gradient is not None:
+                p.grad.add_(gradient)
+        # not step(), which would call pre_step again
+        self.optimiser.original_optimizer.step()
+        self.optimiser.zero_grad()
+
+    def close(self) -> None:
+        """Take the hooks off the network."""
+        self._wrapped.remove_hooks()
+
+    def _public_gradients(self, public: Callable[[], Tensor] | None) -> Sequence[Tensor | None]:
+        if public is None:
+            return [None] * len(self._params)
+        self._wrapped.disable_hooks()
+        try:
+            return torch.autograd.grad(public(), self._params, allow_unused=True)
+        finally:
+            self._wrapped.enable_hooks()
+
+    def _private_gradients(self, x: Tensor, y: Tensor, loss: PerExampleLoss) -> None:
+        pieces = list(zip(x.split(MICROBATCH), y.split(MICROBATCH), strict=True))
+        for index, (some_x, some_y) in enumerate(pieces):
+            last = index == len(pieces) - 1
+            if not last:
+                self.optimiser.signal_skip_step(do_skip=True)
+            self.optimiser.zero_grad()
+            self._backward(loss(self._wrapped(some_x), some_y))
+            self.optimiser.pre_step()
+
+    def _backward(self, losses: Tensor) -> None:
+        with warnings.catch_warnings():
+            # inputs need no gradient here, which makes torch's backward hooks warn; Opacus' hooks are right all the same
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            if self._ghost:
+                DPTensorFastGradientClipping(self._wrapped, self.optimiser, losses, "sum").backward()
+            else:
+                losses.sum().backward()

@@ -1,0 +1,59 @@
+"""Keyed noise: a stream cipher under a key of its own for every reservation.
+
+Normals come from the inverse CDF of 53-bit uniforms in float64. This is not hardened against attacks on floating-point
+noise (Mironov 2012, doi:10.1145/2382196.2382264); the report says so.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from fedkd.rng import derive_bytes
+
+KEY_BYTES = 32
+
+
+def fresh_key() -> bytes:
+    """256 bits from the operating system."""
+    return secrets.token_bytes(KEY_BYTES)
+
+
+def simulation_key(seed: int, client: str, run: str, round: int) -> bytes:
+    """A reproducible key. It gives no guarantee, and every report of it says so."""
+    return derive_bytes(seed, "noise", client, run, round)
+
+
+class NoiseSource:
+    """ChaCha20 under ``key``: one stream for noise and one for sampling, so that neither's length shifts the other."""
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"a noise key has {KEY_BYTES} bytes")
+        self._noise, self._sampling = (_stream(key, label) for label in (b"noise\0\0\0", b"sampling"))
+
+    def normal(self, shape: tuple[int, ...], std: float) -> NDArray[np.float64]:
+        """Independent N(0, std^2) of the given shape."""
+        return ndtri(self._noise.uniform(int(np.prod(shape)))).reshape(shape) * std  # type: ignore[no-any-return]
+
+    def poisson(self, n: int, rate: float) -> NDArray[np.intp]:
+        """Indices of a Poisson sample: each of n examples by itself with probability ``rate``. May be empty."""
+        if rate >= 1:
+            return np.arange(n)
+        return np.flatnonzero(self._sampling.uniform(n) < rate)
+
+
+class _stream:
+    def __init__(self, key: bytes, label: bytes) -> None:
+        # 16 bytes: a 64-bit block counter that starts at zero, then the label
+        self._encryptor = Cipher(algorithms.ChaCha20(key, bytes(8) + label), mode=None).encryptor()
+
+    def uniform(self, n: int) -> NDArray[np.float64]:
+        """n uniforms in the open interval (0, 1), on the midpoints of a grid of 2^-53."""
+        words = np.frombuffer(self._encryptor.update(bytes(8 * n)), dtype="<u8")
+        # the top 53 bits, shifted by half a step: never 0 and never 1, where the inverse CDF is infinite
+        return np.minimum((words >> np.uint64(11)).astype(np.float64) * 2.0**-53 + 2.0**-54, 1 - 2.0**-53)

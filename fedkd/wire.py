@@ -1,0 +1,259 @@
+"""The messages: everything that may cross between a server and a client, and nothing else.
+
+A message is one blob: a JSON header and named arrays, in safetensors' layout. Decoding is strict: a message has
+exactly the fields of its class, of exactly their types, within limits; anything else is a WireError. An answer has no
+room for weights, losses, example counts, label lists or texts.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any, ClassVar, TypeVar, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkd.errors import DataError, WireError
+from fedkd.tensors import canonical, digest, pack, unpack
+
+SCHEMA = 1
+MAX_BYTES = 256 * 2**20
+MAX_ROWS = 10_000_000
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
+HASH = re.compile(r"[0-9a-f]{64}")
+ROW_SUM_TOLERANCE = 0.02  # float16 rounds each of at most a few hundred probabilities by 2^-11, relatively
+DTYPES = {"float16": np.float16, "float32": np.float32}
+
+Rows = NDArray[Any]
+
+
+class Code(StrEnum):
+    """Why a client refuses: functions of the message, the policy and the ledger alone; FAILED is one for all else."""
+
+    MALFORMED = "malformed"
+    PROXY = "proxy_not_allowed"
+    LABELS = "label_list_differs"
+    ROUNDS = "too_many_rounds"
+    EXHAUSTED = "budget_exhausted"
+    NO_CONTRACT = "no_contract"
+    CONTRACT = "contract_differs"
+    PLAN = "plan_differs"
+    ORDER = "round_out_of_order"
+    STALE = "stale_soft_labels"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Released:
+    """Rows that have been charged and may leave. Built by a mechanism's ``release``; the only rows a reply takes."""
+
+    rows: Rows
+    event: str
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Client -> server: who is there."""
+
+    kind: ClassVar[str] = "hello"
+    client: str
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Server -> client: the whole run, before its first round. There is no privacy setting in it."""
+
+    kind: ClassVar[str] = "offer"
+    run: str
+    proxy: str
+    examples: int
+    classes: int
+    rounds: int
+    codec: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Client -> server: the contract is in the client's ledger, under this hash."""
+
+    kind: ClassVar[str] = "agreement"
+    run: str
+    client: str
+    contract: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Server -> client: one round. ``ids`` and ``rows`` are the soft labels that changed; ``labels`` is the digest of
+    the whole matrix after the change ("" while there is no teacher). ``answer`` false asks only to learn."""
+
+    kind: ClassVar[str] = "plan"
+    run: str
+    proxy: str
+    round: int
+    answer: bool
+    temperature: float
+    labels: str
+    ids: NDArray[np.uint32]
+    rows: Rows
+
+    @property
+    def identity(self) -> str:
+        """What the plan asks, whichever rows were sent to say it: the ledger binds a charge to this."""
+        asked = [self.run, self.proxy, self.round, self.answer, self.temperature, self.labels]
+        return digest(canonical(asked))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Client -> server: released predictions on the whole proxy set."""
+
+    kind: ClassVar[str] = "answers"
+    run: str
+    client: str
+    round: int
+    plan: str
+    rows: Released
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Client -> server: a plan that asked for no answer has arrived."""
+
+    kind: ClassVar[str] = "learned"
+    run: str
+    client: str
+    round: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Client -> server: no, and one of the fixed codes."""
+
+    kind: ClassVar[str] = "refusal"
+    client: str
+    code: Code
+
+
+Message = Hello | Offer | Agreement | Plan | Answers | Learned | Refusal
+T = TypeVar("T", bound=Message)
+
+
+def encode(message: Message) -> bytes:
+    """The one byte string of a message. Answers are taken only as Released."""
+    header: dict[str, Any] = {"schema": SCHEMA, "kind": message.kind}
+    arrays: dict[str, NDArray[Any]] = {}
+    for field in fields(message):
+        value = getattr(message, field.name)
+        if isinstance(message, Answers) and field.name == "rows":
+            if not isinstance(value, Released):
+                raise WireError("only a release may leave a client", fix="pass the rows through a mechanism")
+            value = value.rows
+        if isinstance(value, np.ndarray):
+            arrays[field.name] = value
+        else:
+            header[field.name] = value
+    return pack(arrays, header)
+
+
+def decode(data: bytes, *expected: type[T]) -> T:
+    """The message in ``data``, which must be of an expected class. Raises WireError."""
+    if len(data) > MAX_BYTES:
+        raise WireError(f"a message of {len(data)} bytes is over the limit of {MAX_BYTES}")
+    try:
+        arrays, header = unpack(data)
+    except DataError as error:
+        raise WireError(f"not a message: {error.what}") from None
+    if header.pop("schema", None) != SCHEMA:
+        raise WireError(f"another schema version than {SCHEMA}", fix="run the same fedkd version on both sides")
+    name = header.pop("kind", None)
+    kind = next((kind for kind in expected if kind.kind == name), None)
+    if kind is None:
+        raise WireError("a message of another kind was expected")
+    return _build(kind, header, arrays)
+
+
+def _build(kind: type[T], header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> T:
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    if {*header, *arrays} != set(names) or len(header) + len(arrays) != len(names):
+        raise WireError(f"{kind.kind}: the fields are not those of the schema")
+    return kind(**{name: _field(kind, name, hints[name], header, arrays) for name in names})
+
+
+def _field(kind: type, name: str, hint: Any, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Any:
+    value = header[name] if name in header else arrays[name]
+    if hint is Released and isinstance(value, np.ndarray):
+        return Released(_matrix(value), "")
+    if hint is Code and isinstance(value, str) and value in set(Code):
+        return Code(value)
+    if name == "ids" and isinstance(value, np.ndarray) and value.dtype == np.uint32 and value.ndim == 1:
+        return value
+    if name == "rows" and isinstance(value, np.ndarray):
+        return _matrix(value)
+    if hint in (str, int, bool, float) and type(value) is hint and _within(name, value):
+        return value
+    raise WireError(f"{kind.__name__.lower()}: the field {name!r} is not as the schema says")
+
+
+def _within(name: str, value: str | int | bool | float) -> bool:
+    if isinstance(value, bool):
+        return True
+    if isinstance(value, str):
+        if name == "codec":
+            return value in DTYPES
+        if name == "labels" and not value:
+            return True
+        return bool((NAME if name in ("run", "client") else HASH).fullmatch(value))
+    if isinstance(value, float):
+        return 1e-3 <= value <= 1e3
+    return 0 <= value <= MAX_ROWS
+
+
+def _matrix(value: NDArray[Any]) -> Rows:
+    if value.ndim != 2 or str(value.dtype) not in DTYPES or not np.isfinite(value).all():
+        raise WireError("rows must be a finite float16 or float32 matrix")
+    return value
+
+
+def check_rows(rows: Rows, examples: int, classes: int) -> None:
+    """Rows must be [examples, classes] probabilities. Raises WireError."""
+    if rows.shape != (examples, classes):
+        raise WireError(f"rows have shape {rows.shape}, not {(examples, classes)}")
+    wide = rows.astype(np.float64)
+    if not np.isfinite(wide).all() or (wide < 0).any() or (wide > 1).any():
+        raise WireError("rows are not probabilities")
+    if np.abs(wide.sum(axis=1) - 1).max(initial=0.0) > ROW_SUM_TOLERANCE:
+        raise WireError("rows do not sum to one")
+
+
+def quantise(rows: NDArray[np.floating[Any]], codec: str) -> Rows:
+    """Rows as the codec carries them."""
+    return np.ascontiguousarray(rows, dtype=DTYPES[codec])
+
+
+def labels_digest(rows: Rows) -> str:
+    """Digest of a whole matrix of soft labels, as carried."""
+    return digest(pack({"rows": rows}, {}))
+
+
+def changed(old: Rows | None, new: Rows) -> NDArray[np.uint32]:
+    """Indices of the rows of ``new`` that a holder of ``old`` lacks."""
+    if old is None or old.shape != new.shape or old.dtype != new.dtype:
+        return np.arange(len(new), dtype=np.uint32)
+    return np.flatnonzero((old != new).any(axis=1)).astype(np.uint32)
+
+
+def merge(old: Rows | None, plan: Plan, examples: int, classes: int) -> Rows:
+    """The whole matrix after the plan's changes. Raises WireError if it is not the one that the plan means."""
+    if len(plan.ids) != len(plan.rows) or (len(plan.ids) and int(plan.ids.max()) >= examples):
+        raise WireError("soft labels: ids and rows do not match")
+    whole = old.copy() if old is not None else np.zeros((examples, classes), plan.rows.dtype)
+    if plan.rows.shape[1:] != (classes,) or whole.dtype != plan.rows.dtype:
+        raise WireError("soft labels: another number of classes or another codec")
+    whole[plan.ids] = plan.rows
+    if labels_digest(whole) != plan.labels:
+        raise WireError("soft labels: these changes belong to another matrix")
+    return whole

@@ -1,0 +1,332 @@
+"""The loop over rounds: ask, wait no longer than allowed, fold, distil, checkpoint, tell."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.serverapp import Grid
+
+from fedkd import wire
+from fedkd.config import Federation, ServerConfig, load
+from fedkd.coordinator import Coordinator, Terms
+from fedkd.data import sources
+from fedkd.distill.model import Model, ProxyView
+from fedkd.distill.teacher import Teacher
+from fedkd.distill.trainer import Labelled, accuracy
+from fedkd.errors import ClientFailure, FedkdError, WireError
+from fedkd.flower import Failure, exchange, node_ids
+from fedkd.wire import Agreement, Answers, Code, Hello, Learned, Plan, Refusal
+from server.run import Row, RunDirectory
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one run of the loop is given. Timeouts in seconds; None waits for a grid in which nothing can vanish."""
+
+    config: Federation
+    clients: int
+    round_timeout: float | None = None
+    join_timeout: float = 600.0
+    attempts: int = 3
+    on_row: Callable[[Row], None] = lambda row: None
+    more: Callable[[int], Mapping[str, Any]] = lambda round: {}
+    tell: Tell = print
+    stop: Callable[[], bool] = lambda: False
+
+
+@dataclass
+class Tally:
+    """One round's outcomes and bytes."""
+
+    answered: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    up: int = 0
+    down: int = 0
+
+
+class Loop:
+    """One federated run over a Grid, from its checkpoint to its end."""
+
+    def __init__(self, grid: Grid, setting: Setting, view: ProxyView, run: RunDirectory, test: Labelled | None) -> None:
+        self._grid, self._setting, self._run, self._test = grid, setting, run, test
+        proxy, config = view.proxy, setting.config
+        terms = Terms(run.run_id, proxy.hash, len(proxy), proxy.classes)
+        self._teacher = Teacher(config.teacher, view, config.seed, Path.cwd())
+        self._rows: list[dict[str, Any]] = []
+        self._traffic = {"up": 0, "down": 0}
+        self._nodes: dict[int, str] = {}
+        self._agreed: dict[int, bool] = {}
+        saved = run.load()
+        if saved is None:
+            self._coordinator = Coordinator(config, terms, self._teacher)
+        else:
+            arrays, meta = saved
+            self._coordinator = Coordinator.restore(config, terms, self._teacher, arrays, meta)
+            self._rows, self._traffic = list(meta["rows"]), dict(meta["traffic"])
+
+    @property
+    def teacher(self) -> Model:
+        """The model as it is now."""
+        return self._teacher.model
+
+    @property
+    def traffic(self) -> Mapping[str, int]:
+        """Payload bytes of the whole run, all clients together."""
+        return self._traffic
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Metrics of the rounds so far."""
+        return self._rows
+
+    def run(self) -> bool:
+        """Play the rounds that are left; False when asked to stop before the end. Raises ClientFailure."""
+        state, config = self._coordinator.state, self._setting.config
+        while state.round < config.rounds:
+            if self._setting.stop():
+                return False
+            self._round()
+        if not state.finished:
+            self._farewell()
+        return True
+
+    # -- one round ---------------------------------------------------------------------------------------------------
+
+    def _round(self) -> None:
+        began = time.monotonic()
+        acc, tally = self._coordinator.start(), Tally()
+        for attempt in range(self._setting.attempts):
+            self._join(tally)
+            waiting = {n: c for n, c in self._nodes.items() if c not in tally.answered}
+            for client, answers in sorted(self._ask(waiting, tally).items()):
+                acc = self._coordinator.fold(acc, answers)
+                tally.answered.add(client)
+            if len(tally.answered) >= self._quorum:
+                break
+            self._setting.tell(self._shortage(tally, attempt))
+        else:
+            raise self._too_few(tally)
+        for client in tally.answered:
+            self._coordinator.holds(client)
+        self._coordinator.finish(acc)
+        self._record(tally, time.monotonic() - began)
+
+    @property
+    def _quorum(self) -> int:
+        return max(1, math.ceil(self._setting.config.quorum * self._setting.clients))
+
+    def _ask(self, nodes: Mapping[int, str], tally: Tally) -> dict[str, Answers]:
+        """Answers by client. A client that does not hold what the changes build on is sent the whole at once."""
+        answers: dict[str, Answers] = {}
+        stale = self._ask_once(nodes, tally, answers, whole=False)
+        if stale:
+            self._ask_once(stale, tally, answers, whole=True)
+        return answers
+
+    def _ask_once(
+        self, nodes: Mapping[int, str], tally: Tally, answers: dict[str, Answers], *, whole: bool
+    ) -> dict[int, str]:
+        plans = {
+            node: self._coordinator.plan(client, answer=self._agreed[node], whole=whole)
+            for node, client in nodes.items()
+        }
+        replies = self._exchange("answer", {node: wire.encode(plan) for node, plan in plans.items()}, tally)
+        stale = {}
+        for node, reply in replies.items():
+            client = nodes[node]
+            message = self._read(reply, client, plans[node], tally)
+            if isinstance(message, Answers):
+                answers[client] = message
+            elif isinstance(message, Learned):
+                self._coordinator.holds(client)
+            elif isinstance(message, Refusal) and message.code is Code.STALE and not whole:
+                stale[node] = client
+            elif isinstance(message, Refusal):
+                self._note(message, client, tally)
+        return stale
+
+    def _read(self, reply: bytes | Failure, client: str, plan: Plan, tally: Tally) -> Answers | Learned | Refusal | None:
+        if isinstance(reply, Failure):
+            tally.failed[client] = reply.reason
+            return None
+        try:
+            message = wire.decode(reply, Answers, Learned, Refusal)
+            if isinstance(message, Answers):
+                self._coordinator.check_answers(message, client, plan)
+            return message
+        except WireError as error:
+            tally.failed[client] = f"sent something else than an answer: {error.what}"
+            return None
+
+    def _note(self, refusal: Refusal, client: str, tally: Tally) -> None:
+        if refusal.code is Code.FAILED:
+            tally.failed[client] = "failed (its own console says why)"
+        else:
+            tally.refused[client] = refusal.code.value
+
+    # -- who takes part ----------------------------------------------------------------------------------------------
+
+    def _join(self, tally: Tally) -> None:
+        """Meet the nodes that are new, and offer them the run's contract."""
+        first = not self._nodes
+        patience = self._setting.join_timeout if first else 0.0
+        present = node_ids(self._grid, self._setting.clients if first else 1, patience)
+        self._nodes = {node: client for node, client in self._nodes.items() if node in present}
+        new = [node for node in present if node not in self._nodes]
+        hello = wire.encode(Hello("server"))
+        for node, reply in self._exchange("describe", dict.fromkeys(new, hello), tally).items():
+            self._meet(node, reply, tally)
+        asked = [node for node in present if node in self._nodes and not self._agreed.get(node)]
+        offer = wire.encode(self._coordinator.offer())
+        for node, reply in self._exchange("agree", dict.fromkeys(asked, offer), tally).items():
+            self._agreed[node] = self._agrees(self._nodes[node], reply, tally)
+
+    def _meet(self, node: int, reply: bytes | Failure, tally: Tally) -> None:
+        if isinstance(reply, Failure):
+            tally.failed[f"node {node}"] = reply.reason
+            return
+        try:
+            client = wire.decode(reply, Hello).client
+        except WireError as error:
+            tally.failed[f"node {node}"] = error.what
+            return
+        if client in self._nodes.values():
+            tally.failed[f"node {node}"] = f"says it is {client}, who is already here"
+            return
+        self._nodes[node] = client
+
+    def _agrees(self, client: str, reply: bytes | Failure, tally: Tally) -> bool:
+        """A client that refuses the contract may still listen: it gets soft labels and is asked for no answer."""
+        if isinstance(reply, Failure):
+            tally.failed[client] = reply.reason
+            return False
+        try:
+            message = wire.decode(reply, Agreement, Refusal)
+            if isinstance(message, Agreement):
+                self._coordinator.check_agreement(message)
+                return True
+            self._note(message, client, tally)
+        except WireError as error:
+            tally.failed[client] = error.what
+        return False
+
+    # -- the end, and what is written --------------------------------------------------------------------------------
+
+    def _farewell(self) -> None:
+        """The last teacher's soft labels, for students to learn from once more; nobody is asked to answer."""
+        tally = Tally()
+        self._join(tally)
+        plans = {n: self._coordinator.plan(c, answer=False) for n, c in self._nodes.items()}
+        for whole in (False, True):
+            replies = self._exchange("answer", {n: wire.encode(plan) for n, plan in plans.items()}, tally)
+            again = {}
+            for node, reply in replies.items():
+                message = self._read(reply, self._nodes[node], plans[node], tally)
+                if isinstance(message, Refusal) and message.code is Code.STALE and not whole:
+                    again[node] = self._coordinator.plan(self._nodes[node], answer=False, whole=True)
+            plans = again
+            if not plans:
+                break
+        for client, reason in tally.failed.items():
+            self._setting.tell(f"after the last round: {client}: {reason}")
+        self._coordinator.state.finished = True
+        self._count(tally)
+        self._checkpoint()
+
+    def _record(self, tally: Tally, seconds: float) -> None:
+        refused = {c: r for c, r in tally.refused.items() if c not in tally.answered}
+        failed = {c: r for c, r in tally.failed.items() if c not in tally.answered}
+        for client, reason in sorted({**refused, **failed}.items()):
+            self._setting.tell(f"round {self._coordinator.state.round}: {client}: {reason}")
+        self._count(tally)
+        row = Row(
+            round=self._coordinator.state.round,
+            teacher_accuracy=None if self._test is None else accuracy(self.teacher.network, self._test),
+            answered=len(tally.answered),
+            refused=len(refused),
+            failed=len(failed),
+            bytes_up=tally.up,
+            bytes_down=tally.down,
+            seconds=round(seconds, 3),
+            more={},
+        )
+        row = replace(row, more=self._setting.more(row.round))
+        self._rows.append(row.record())
+        self._checkpoint()
+        self._setting.on_row(row)
+
+    def _count(self, tally: Tally) -> None:
+        self._traffic = {"up": self._traffic["up"] + tally.up, "down": self._traffic["down"] + tally.down}
+
+    def _checkpoint(self) -> None:
+        arrays, meta = self._coordinator.checkpoint()
+        self._run.save(arrays, {**meta, "rows": self._rows, "traffic": self._traffic})
+        self.teacher.save(self._run.teacher)
+
+    def _exchange(self, action: str, payloads: Mapping[int, bytes], tally: Tally) -> dict[int, bytes | Failure]:
+        if not payloads:
+            return {}
+        replies = exchange(self._grid, action, payloads, self._setting.round_timeout)
+        tally.down += sum(len(payload) for payload in payloads.values())
+        tally.up += sum(len(reply) for reply in replies.values() if isinstance(reply, bytes))
+        return replies
+
+    def _shortage(self, tally: Tally, attempt: int) -> str:
+        reasons = "; ".join(f"{c}: {r}" for c, r in sorted({**tally.refused, **tally.failed}.items()))
+        return (
+            f"round {self._coordinator.state.round + 1}, attempt {attempt + 1}: "
+            f"{len(tally.answered)} of {self._quorum} needed answers. {reasons}"
+        )
+
+    def _too_few(self, tally: Tally) -> ClientFailure:
+        reasons = "; ".join(f"{c}: {r}" for c, r in sorted({**tally.refused, **tally.failed}.items()))
+        return ClientFailure(
+            f"only {len(tally.answered)} clients answered, {self._quorum} are needed: {reasons or 'nobody is there'}",
+            where=f"round {self._coordinator.state.round + 1}",
+            fix="mend the clients and resume the run, or lower 'quorum'",
+        )
+
+
+def test_examples(model: Model, config: ServerConfig, base: Path) -> Labelled | None:
+    """The public test examples that the configuration names, as the teacher sees them."""
+    if config.test is None:
+        return None
+    train, test = sources.load(config.test, base)
+    examples = test if test is not None else train
+    return Labelled(model.inputs(examples.x), torch.from_numpy(examples.y))
+
+
+def serve(grid: Grid, config_path: str) -> None:
+    """The ServerApp's main: one run, from its checkpoint if there is one. Raises FedkdError."""
+    torch.set_num_threads(1)  # the same bytes on every machine, and as in a simulation
+    path = Path(config_path)
+    config = load(ServerConfig, path)
+    base = path.resolve().parent
+    view = ProxyView.load(base / config.proxy)
+    run = RunDirectory(base / config.out)
+    setting = Setting(config, config.clients, config.round_timeout, config.join_timeout, on_row=_print_row)
+    try:
+        loop = Loop(grid, setting, view, run, None)
+        loop._test = test_examples(loop.teacher, config, base)
+        loop.run()
+    except FedkdError as error:
+        print(error, flush=True)
+        raise
+
+
+def _print_row(row: Row) -> None:
+    score = "" if row.teacher_accuracy is None else f", teacher {row.teacher_accuracy:.1%}"
+    print(
+        f"round {row.round}{score}: {row.answered} answered, {row.refused} refused, {row.failed} failed, "
+        f"{row.bytes_up} bytes up, {row.bytes_down} down, {row.seconds:.1f} s",
+        flush=True,
+    )
