@@ -45,8 +45,8 @@ class Agent:
         self.config = load(ClientConfig, config_path)
         self._base, self._console = config_path.resolve().parent, console
         self.name, self._failed, self._turn = self.config.name, False, threading.Lock()
-        self._state = self._base / self.config.state
-        self._lock = _lock(self._state)
+        self.state = self._base / self.config.state
+        self._lock = _lock(self.state)
         self.policy = load(Policy, self._base / self.config.policy)
         view = ProxyView.load(self._base / self.config.proxy)
         self._proxy = view.proxy
@@ -59,7 +59,7 @@ class Agent:
         self.learner = Learner(self.config, view, self._base, console)
         if self.policy.mechanism != "none":
             check_private(self.learner.model.network)
-        self.ledger = Ledger(self._state / "ledger.sqlite", self.name, Pld())
+        self.ledger = Ledger(self.state / "ledger.sqlite", self.name, Pld())
         self._fresh = self.learner.save()
         self._restore()
 
@@ -168,19 +168,19 @@ class Agent:
         """Write the student under a name of its own; the ledger's transaction makes it the current one."""
         content = self.learner.save()
         name = f"student-{digest(content)[:16]}.safetensors"
-        write_atomic(self._state / name, content)
+        write_atomic(self.state / name, content)
         return {"student": name, "plan": plan.identity}
 
     def _restore(self) -> None:
         name = self.ledger.state("student")
         if name is not None:
-            self.learner.restore(self._state / name)
+            self.learner.restore(self.state / name)
         else:
             self.learner.reset(self._fresh)
 
     def _tidy(self) -> None:
         current = self.ledger.state("student")
-        for path in self._state.glob("student-*.safetensors"):
+        for path in self.state.glob("student-*.safetensors"):
             if path.name != current:
                 path.unlink()
 

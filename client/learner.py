@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,9 +30,9 @@ class Learner:
 
     def __init__(self, config: ClientConfig, view: ProxyView, base: Path, console: Callable[[str], None]) -> None:
         """Raises DataError for data that does not fit the proxy set."""
-        self._config, self._view = config, view
+        self._config, self._view, self._base = config, view, base / config.code
         self._seed = derive(config.seed, "client", config.name)
-        self.model = Model.fresh(config.student, view, self._seed, base)
+        self.model = Model.fresh(config.student, view, self._seed, self._base)
         examples = self._private_examples(base, console)
         self.snapshot = digest(pack({"x": examples.x, "y": examples.y}, {}))
         self.data = Labelled(self.model.inputs(examples.x), torch.from_numpy(examples.y))
@@ -47,6 +48,13 @@ class Learner:
             console(f"{where}: {int(public.sum())} records are also in the proxy set, and are left out")
         return examples.take(np.flatnonzero(~public))
 
+    def alone(self) -> Learner:
+        """Another learner on the same data, with the same initial weights: for a comparison, never for a release."""
+        other = copy.copy(self)
+        other.model = Model.fresh(self._config.student, self._view, self._seed, self._base)
+        other.labels = None
+        return other
+
     @property
     def optimiser(self) -> Optimiser:
         """The architecture's own settings over the client's training block."""
@@ -56,7 +64,9 @@ class Learner:
         momentum = training.momentum if student.momentum is None else student.momentum
         return Optimiser(rate, momentum)
 
-    def learn(self, contract: Contract, round: int, labels: Rows | None, temperature: float, noise: NoiseSource) -> None:
+    def learn(
+        self, contract: Contract, round: int, labels: Rows | None, temperature: float, noise: NoiseSource
+    ) -> None:
         """One round of private training, beside the soft labels of the proxy set."""
         distillation = self._distillation(labels, temperature, f"{contract.run} {round}")
         learn_round(self.model.network, self.data, contract, self.optimiser, noise, distillation)
@@ -87,7 +97,7 @@ class Learner:
     def answer(self) -> NDArray[np.float32]:
         """Probabilities [examples, classes] on the whole proxy set: private until a mechanism has released them."""
         inputs = self._view.inputs(self.model.network.takes)
-        return soften(logits(self.model.network, inputs), 1.0).numpy()  # type: ignore[no-any-return]
+        return soften(logits(self.model.network, inputs), 1.0).numpy()
 
     def save(self) -> bytes:
         """Weights and soft labels, to continue from."""

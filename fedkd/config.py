@@ -224,6 +224,7 @@ class ClientConfig(Model):
     policy: str = "policy.yaml"
     state: str = "state"
     student: Student = Student()
+    code: str = Field(".", description="folder in which a student given as module:Class is looked for")
     training: Training = Training()
     seed: int = Field(0, ge=0, lt=2**63, description="initial weights and batch order; never the noise")
     address: str = Field("127.0.0.1:8000", description="host:port of the server's SuperLink")

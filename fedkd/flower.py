@@ -118,7 +118,7 @@ def exchange(
     sent = _push(grid, [_instruction(node, action, payload, timeout) for node, payload in payloads.items()])
     outcomes = _collect(grid, sent, timeout)
     reached = set(sent.values())
-    return {node: outcomes.get(node) or _missing(node in reached) for node in payloads}
+    return {node: outcomes[node] if node in outcomes else _missing(node in reached) for node in payloads}
 
 
 def node_ids(grid: Grid, minimum: int, timeout: float) -> list[int]:
@@ -157,7 +157,7 @@ def _collect(grid: Grid, sent: Mapping[str, int], timeout: float | None) -> dict
     return outcomes
 
 
-_Arrival = tuple[str, Message | Exception]
+_Arrival = tuple[str, Message | Exception | RunNotRunningException]  # the last is a BaseException
 
 
 def _arrivals_local(grid: Grid, ids: list[str], deadline: float | None, _over: object) -> Iterator[_Arrival]:
@@ -197,7 +197,8 @@ def _fetch(grid: Grid, message_id: str, pause: float, over: threading.Event, que
     while not over.wait(pause):
         try:
             replies = list(grid.pull_messages([message_id]))
-        except Exception as error:  # a reply that cannot be put together must cost its sender the round, not the run
+        except (Exception, RunNotRunningException) as error:
+            # A reply that cannot be put together must cost its sender the round, not everybody the run.
             return queue.put((message_id, error))
         for reply in replies:
             if reply.metadata.reply_to_message_id == message_id:
@@ -208,24 +209,24 @@ def _remaining(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
-def _outcome(reply: Message | Exception, node: int) -> bytes | Failure:
-    if isinstance(reply, Exception):
+def _outcome(reply: Message | BaseException, node: int) -> bytes | Failure:
+    if isinstance(reply, BaseException):
         _log.warning("the reply of node %d could not be fetched", node, exc_info=reply)
-        return Failure(FailureCode.BAD_REPLY, "the reply could not be fetched")
+        return Failure(FailureCode.BAD_REPLY.value, "the reply could not be fetched")
     if reply.has_error():
         return Failure(reply.error.code, _printable(reply.error.reason or ""))
     if reply.metadata.src_node_id != node:
-        return Failure(FailureCode.BAD_REPLY, "the reply comes from another node")
+        return Failure(FailureCode.BAD_REPLY.value, "the reply comes from another node")
     try:
         return payload_of(reply)
     except WireError as error:
-        return Failure(FailureCode.BAD_REPLY, error.what)
+        return Failure(FailureCode.BAD_REPLY.value, error.what)
 
 
 def _missing(sent: bool) -> Failure:
     if sent:
-        return Failure(FailureCode.NO_REPLY, "no reply before the deadline")
-    return Failure(FailureCode.NOT_SENT, "the message was not accepted for delivery")
+        return Failure(FailureCode.NO_REPLY.value, "no reply before the deadline")
+    return Failure(FailureCode.NOT_SENT.value, "the message was not accepted for delivery")
 
 
 def _printable(text: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +139,8 @@ class Refusal:
 
 Message = Hello | Offer | Agreement | Plan | Answers | Learned | Refusal
 T = TypeVar("T", bound=Message)
+U = TypeVar("U", bound=Message)
+V = TypeVar("V", bound=Message)
 
 
 def encode(message: Message) -> bytes:
@@ -158,7 +160,13 @@ def encode(message: Message) -> bytes:
     return pack(arrays, header)
 
 
-def decode(data: bytes, *expected: type[T]) -> T:
+@overload
+def decode(data: bytes, a: type[T], /) -> T: ...
+@overload
+def decode(data: bytes, a: type[T], b: type[U], /) -> T | U: ...
+@overload
+def decode(data: bytes, a: type[T], b: type[U], c: type[V], /) -> T | U | V: ...
+def decode(data: bytes, *expected: type[Any]) -> Any:
     """The message in ``data``, which must be of an expected class. Raises WireError."""
     if len(data) > MAX_BYTES:
         raise WireError(f"a message of {len(data)} bytes is over the limit of {MAX_BYTES}")
@@ -175,7 +183,7 @@ def decode(data: bytes, *expected: type[T]) -> T:
     return _build(kind, header, arrays)
 
 
-def _build(kind: type[T], header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> T:
+def _build(kind: type[Any], header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Any:
     hints = get_type_hints(kind)
     names = [field.name for field in fields(kind)]
     if {*header, *arrays} != set(names) or len(header) + len(arrays) != len(names):
@@ -184,7 +192,7 @@ def _build(kind: type[T], header: dict[str, Any], arrays: dict[str, NDArray[Any]
 
 
 def _field(kind: type, name: str, hint: Any, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Any:
-    value = header[name] if name in header else arrays[name]
+    value: Any = header[name] if name in header else arrays[name]
     if hint is Released and isinstance(value, np.ndarray):
         return Released(_matrix(value), "")
     if hint is Code and isinstance(value, str) and value in set(Code):

@@ -16,6 +16,7 @@ from fedkd import wire
 from fedkd.config import Federation, ServerConfig, load
 from fedkd.coordinator import Coordinator, Terms
 from fedkd.data import sources
+from fedkd.data.sources import Examples
 from fedkd.distill.model import Model, ProxyView
 from fedkd.distill.teacher import Teacher
 from fedkd.distill.trainer import Labelled, accuracy
@@ -56,11 +57,12 @@ class Tally:
 class Loop:
     """One federated run over a Grid, from its checkpoint to its end."""
 
-    def __init__(self, grid: Grid, setting: Setting, view: ProxyView, run: RunDirectory, test: Labelled | None) -> None:
-        self._grid, self._setting, self._run, self._test = grid, setting, run, test
+    def __init__(self, grid: Grid, setting: Setting, view: ProxyView, run: RunDirectory, test: Examples | None) -> None:
+        self._grid, self._setting, self._run = grid, setting, run
         proxy, config = view.proxy, setting.config
         terms = Terms(run.run_id, proxy.hash, len(proxy), proxy.classes)
         self._teacher = Teacher(config.teacher, view, config.seed, Path.cwd())
+        self._test = None if test is None else Labelled(self.teacher.inputs(test.x), torch.from_numpy(test.y))
         self._rows: list[dict[str, Any]] = []
         self._traffic = {"up": 0, "down": 0}
         self._nodes: dict[int, str] = {}
@@ -154,7 +156,9 @@ class Loop:
                 self._note(message, client, tally)
         return stale
 
-    def _read(self, reply: bytes | Failure, client: str, plan: Plan, tally: Tally) -> Answers | Learned | Refusal | None:
+    def _read(
+        self, reply: bytes | Failure, client: str, plan: Plan, tally: Tally
+    ) -> Answers | Learned | Refusal | None:
         if isinstance(reply, Failure):
             tally.failed[client] = reply.reason
             return None
@@ -296,13 +300,12 @@ class Loop:
         )
 
 
-def test_examples(model: Model, config: ServerConfig, base: Path) -> Labelled | None:
-    """The public test examples that the configuration names, as the teacher sees them."""
+def test_examples(config: ServerConfig, base: Path) -> Examples | None:
+    """The public test examples that the configuration names."""
     if config.test is None:
         return None
     train, test = sources.load(config.test, base)
-    examples = test if test is not None else train
-    return Labelled(model.inputs(examples.x), torch.from_numpy(examples.y))
+    return test if test is not None else train
 
 
 def serve(grid: Grid, config_path: str) -> None:
@@ -315,9 +318,7 @@ def serve(grid: Grid, config_path: str) -> None:
     run = RunDirectory(base / config.out)
     setting = Setting(config, config.clients, config.round_timeout, config.join_timeout, on_row=_print_row)
     try:
-        loop = Loop(grid, setting, view, run, None)
-        loop._test = test_examples(loop.teacher, config, base)
-        loop.run()
+        Loop(grid, setting, view, run, test_examples(config, base)).run()
     except FedkdError as error:
         print(error, flush=True)
         raise

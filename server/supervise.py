@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _START_SECONDS = 60.0
 _ANSWER_SECONDS = 60.0
 _SILENCE_LIMIT = 60  # attempts, each of a few seconds: far longer than a SuperLink takes to start again
+_REASON_LIMIT = 2000
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _BANNER = "Using SuperLink:"
 _CONNECTION = "fedkd"
@@ -36,7 +37,7 @@ COMPLETED = "finished:completed"
 
 
 @dataclass(frozen=True)
-class ServerConfig:
+class ServerProcesses:
     """Where the server listens and writes.
 
     ``home`` is the server's own directory: Flower's settings and database, logs, the staged app. ``app_config`` is
@@ -49,7 +50,7 @@ class ServerConfig:
     address: str = "127.0.0.1:8000"
 
 
-def run(config: ServerConfig, on_line: Callable[[str], None] = print, app: Path | None = None) -> str:
+def run(config: ServerProcesses, on_line: Callable[[str], None] = print, app: Path | None = None) -> str:
     """Run the federation once and return Flower's status of the run: ``finished:completed``, ``:failed``, ``:stopped``.
 
     ``on_line`` gets the ServerApp's log line by line. ``app`` is a staged app; without it the installed code is
@@ -66,7 +67,7 @@ def run(config: ServerConfig, on_line: Callable[[str], None] = print, app: Path 
 
 
 @contextlib.contextmanager
-def running(config: ServerConfig) -> Iterator[list[Service]]:
+def running(config: ServerProcesses) -> Iterator[list[Service]]:
     """The SuperLink and the SuperExec, up and answering; both are stopped at the end."""
     _check(config)
     config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -85,7 +86,7 @@ def running(config: ServerConfig) -> Iterator[list[Service]]:
             service.stop()
 
 
-def follow(config: ServerConfig, run_id: int, on_line: Callable[[str], None]) -> str:
+def follow(config: ServerProcesses, run_id: int, on_line: Callable[[str], None]) -> str:
     """Pass on the run's log until it ends, through restarts of the SuperLink; return the run's status."""
     seen, silence = 0, 0
     while silence < _SILENCE_LIMIT:
@@ -106,7 +107,7 @@ def free_address() -> str:
 # -- Flower's commands -------------------------------------------------------------------------------------------------
 
 
-def _superlink(config: ServerConfig) -> Service:
+def _superlink(config: ServerProcesses) -> Service:
     host, _, port = config.address.rpartition(":")
     command = ["flower-superlink", "--insecure", "--host", host.strip("[]"), "--port", port]
     command += ["--isolation", "process", "--database", str(_database(config))]
@@ -114,22 +115,22 @@ def _superlink(config: ServerConfig) -> Service:
     return _service(config, "superlink", command)
 
 
-def _superexec(config: ServerConfig) -> Service:
+def _superexec(config: ServerProcesses) -> Service:
     return _service(config, "superexec", ["flower-superexec", "--insecure", "--runtime-api-address", config.address])
 
 
-def _service(config: ServerConfig, name: str, command: list[str]) -> Service:
+def _service(config: ServerProcesses, name: str, command: list[str]) -> Service:
     home = config.home.absolute()
     return Service(name, lambda: command, environment(home), home / f"{name}.log")
 
 
-def _submit(config: ServerConfig, staged: Path) -> int:
+def _submit(config: ServerProcesses, staged: Path) -> int:
     path = str(config.app_config.absolute())
     answer = _flwr(config, "run", str(staged.absolute()), _CONNECTION, "--run-config", f"config='{path}'")
     return int(answer["run-id"])
 
 
-def _status(config: ServerConfig, run_id: int) -> str | None:
+def _status(config: ServerProcesses, run_id: int) -> str | None:
     """The run's status; None while the SuperLink does not answer."""
     try:
         answer = _flwr(config, "ls", _CONNECTION, "--run-id", str(run_id))
@@ -139,19 +140,19 @@ def _status(config: ServerConfig, run_id: int) -> str | None:
     return str(answer["runs"][0]["status"])
 
 
-def _stop_run(config: ServerConfig, run_id: int) -> None:
+def _stop_run(config: ServerProcesses, run_id: int) -> None:
     with contextlib.suppress(FedkdError):
         _flwr(config, "stop", str(run_id), _CONNECTION)
 
 
-def _stop_unfinished(config: ServerConfig) -> None:
+def _stop_unfinished(config: ServerProcesses) -> None:
     """End what an earlier server left in the database: the SuperExec would start it beside the new run."""
     for earlier in _flwr(config, "ls", _CONNECTION)["runs"]:
         if not earlier["status"].startswith(FINISHED):
             _stop_run(config, int(earlier["run-id"]))
 
 
-def _stream(config: ServerConfig, run_id: int, seen: int, on_line: Callable[[str], None]) -> int:
+def _stream(config: ServerProcesses, run_id: int, seen: int, on_line: Callable[[str], None]) -> int:
     """Pass on the log's lines after the first ``seen`` until the stream ends; return how many lines there are."""
     command = [_executable(), "log", str(run_id), _CONNECTION, "--stream"]
     process = subprocess.Popen(
@@ -171,7 +172,7 @@ def _stream(config: ServerConfig, run_id: int, seen: int, on_line: Callable[[str
     return max(seen, count)
 
 
-def _flwr(config: ServerConfig, *arguments: str) -> dict[str, Any]:
+def _flwr(config: ServerProcesses, *arguments: str) -> dict[str, Any]:
     """Flower's answer to one of its own commands. In a session of its own, out of reach of the terminal's Ctrl-C."""
     command = [_executable(), *arguments, "--format", "json"]
     try:
@@ -186,8 +187,8 @@ def _flwr(config: ServerConfig, *arguments: str) -> dict[str, Any]:
     except ValueError:
         answer = {}
     if not answer.get("success"):
-        reason = answer.get("error-message") or result.stdout + result.stderr
-        raise FedkdError(f"flwr {arguments[0]} failed: {str(reason).strip()[-2000:]}", where=config.address)
+        reason = str(answer.get("error-message") or result.stdout + result.stderr).strip()
+        raise FedkdError(f"flwr {arguments[0]} failed", where=config.address, fix=reason[-_REASON_LIMIT:])
     return cast(dict[str, Any], answer)
 
 
@@ -195,7 +196,7 @@ def _executable() -> str:
     return str(Path(sys.executable).parent / "flwr")
 
 
-def _write_connection(config: ServerConfig) -> None:
+def _write_connection(config: ServerProcesses) -> None:
     """Tell Flower's commands about our SuperLink, and about no other: its default would start one of its own."""
     text = (
         f'[superlink]\ndefault = "{_CONNECTION}"\n\n'
@@ -214,11 +215,11 @@ def _wait_until_listening(address: str, service: Service) -> None:
     raise FedkdError("the SuperLink did not start", where=address, fix=f"see {service.log}")
 
 
-def _database(config: ServerConfig) -> Path:
+def _database(config: ServerProcesses) -> Path:
     return config.home.absolute() / "superlink.db"
 
 
-def _check(config: ServerConfig) -> None:
+def _check(config: ServerProcesses) -> None:
     host, _, port = config.address.rpartition(":")
     if not is_loopback(config.address):
         raise ConfigError(

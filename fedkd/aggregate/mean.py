@@ -51,7 +51,8 @@ class Mean:
         if not acc.count:
             raise ValueError("no answers to average")
         rows = acc.total.astype(np.float64)
-        return (rows / rows.sum(axis=1, keepdims=True)).astype(np.float32)
+        mean: NDArray[np.float32] = (rows / rows.sum(axis=1, keepdims=True)).astype(np.float32)
+        return mean
 
 
 AGGREGATORS: dict[str, type[Aggregator]] = {"mean": Mean}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,11 +127,11 @@ def _npz(path: Path | None) -> tuple[Examples, Examples | None]:
     if path is None:
         raise DataError("source npz needs a file", where="key 'path'", fix="path: my-data.npz")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in KEYS if key in file}
     except FileNotFoundError:
         raise DataError("the file does not exist", where=str(path), fix="check 'path'") from None
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"not an .npz file of plain arrays: {error}", where=str(path)) from None
     return _parts(arrays, str(path))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-TERMS: dict[str, Term] = {"kl": kl, "soft_ce": soft_cross_entropy, "hard_ce": hard_cross_entropy}
+Name = Literal["kl", "soft_ce", "hard_ce"]
+TERMS: dict[Name, Term] = {"kl": kl, "soft_ce": soft_cross_entropy, "hard_ce": hard_cross_entropy}
 
 
 def soften(logits: Tensor, temperature: float) -> Tensor:
@@ -57,7 +59,7 @@ def soften(logits: Tensor, temperature: float) -> Tensor:
 class Objective:
     """A weighted sum of named terms."""
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
+    def __init__(self, weights: Mapping[Name, float]) -> None:
         self._parts = [(TERMS[name], weight) for name, weight in sorted(weights.items()) if weight > 0]
 
     def __bool__(self) -> bool:

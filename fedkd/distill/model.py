@@ -83,7 +83,7 @@ class Model:
         shape = tuple(self.features.spec["shape"])
         if tuple(x.shape[1:]) != shape:
             raise DataError(f"examples of shape {tuple(x.shape[1:])}, but the model takes {shape}")
-        return soften(logits(self.network, self.inputs(x)), temperature).numpy()  # type: ignore[no-any-return]
+        return soften(logits(self.network, self.inputs(x)), temperature).numpy()
 
     def arrays(self) -> Arrays:
         """The weights."""

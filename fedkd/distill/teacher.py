@@ -25,7 +25,7 @@ class Teacher:
         self._config, self._seed = config, seed
         self.model = Model.fresh(config, view, derive(seed, "teacher"), base)
         self._x = view.inputs(self.model.network.takes)
-        self._labels = None if view.proxy.labels is None else torch.from_numpy(view.proxy.labels)
+        self._labels: Tensor | None = None if view.proxy.labels is None else torch.from_numpy(view.proxy.labels)
 
     def distil(self, consensus: NDArray[np.float32] | None, round: int) -> None:
         """Fit the model to the consensus [examples, classes] (none yet: to the labels of a labelled proxy set)."""

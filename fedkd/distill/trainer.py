@@ -74,9 +74,9 @@ class PlainSteps:
         """One step; a sample without examples has only the public part."""
         self._optimiser.zero_grad()
         if len(x):
-            loss(self._network(x), y).mean().backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss(self._network(x), y).mean())
         if public is not None:
-            public().backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(public())
         self._optimiser.step()
 
     def close(self) -> None:
@@ -157,8 +157,7 @@ def fit(
     with forked_rng(seed):
         for _ in range(steps):
             optimiser.zero_grad()
-            value = loss(network)
-            value.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss(network))
             optimiser.step()
             schedule.step()
     network.eval()
@@ -170,7 +169,7 @@ def fit(
 def logits(network: nn.Module, x: Tensor, chunk: int = 1024) -> Tensor:
     """Predictions [n, k], computed in chunks."""
     network.eval()
-    return torch.cat([network(part) for part in x.split(chunk)])
+    return torch.cat([network(part) for part in torch.split(x, chunk)])
 
 
 def accuracy(network: nn.Module, data: Labelled) -> float:

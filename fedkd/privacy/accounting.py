@@ -23,8 +23,12 @@ from fedkd.privacy.grid import grid
 History = tuple[tuple[float, float, int], ...]
 """Sorted (noise_multiplier, sample_rate, steps); at most one entry has sample rate 1."""
 
-DIGITS = 4
+REPORTED = 10_000
+"""Epsilons are reported in multiples of 1/REPORTED."""
+
 MIN_DELTA = 1e-10
+"""Below it, convolutions by FFT in float64 are no longer an upper bound."""
+
 CURVE_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 
 
@@ -41,7 +45,7 @@ class Accountant(Protocol):
 
 class Pld:
     """Privacy loss distributions (dp-accounting), both add and remove, discretised pessimistically by connecting dots
-    (Doroshenko et al. 2022, arXiv:2207.04380). Epsilon is rounded up to ``DIGITS`` decimals, never down."""
+    (Doroshenko et al. 2022, arXiv:2207.04380). Epsilon is rounded up to 1/REPORTED, never down."""
 
     name = f"PLD, dp-accounting {version('dp-accounting')}"
 
@@ -92,15 +96,15 @@ def normal(entries: History) -> History:
 
 
 def checked(delta: float) -> float:
-    """``delta``, or PrivacyError where convolutions by FFT in float64 are no longer an upper bound."""
+    """``delta``, or PrivacyError where it cannot be accounted for."""
     if not MIN_DELTA <= delta < 1:
         raise PrivacyError(f"delta must be in [{MIN_DELTA:g}, 1)", where=f"delta = {delta!r}")
     return delta
 
 
 def round_up(epsilon: float) -> float:
-    """``epsilon`` at ``DIGITS`` decimals, never smaller than it was."""
-    return epsilon if math.isinf(epsilon) else math.ceil(epsilon * 10**DIGITS) / 10**DIGITS
+    """The next multiple of 1/REPORTED."""
+    return epsilon if math.isinf(epsilon) else math.ceil(epsilon * REPORTED) / REPORTED
 
 
 def epsilon(events: Iterable[PrivacyEvent], delta: float) -> float:

@@ -20,7 +20,7 @@ from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClippi
 from torch import Tensor, nn
 
 from fedkd.errors import PrivacyError
-from fedkd.privacy.architecture import check_private
+from fedkd.privacy.architecture import check_layers
 from fedkd.privacy.noise import NoiseSource
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]  # (logits [n, k], targets [n]) -> [n], never reduced
@@ -88,7 +88,7 @@ class PrivateSteps:
         noise: NoiseSource,
         ghost: bool | None = None,
     ) -> None:
-        check_private(network)
+        check_layers(network)
         for name, value in (("clip", clip), ("noise_multiplier", noise_multiplier), ("nominal_batch", nominal_batch)):
             if not (math.isfinite(value) and value > 0):
                 raise PrivacyError(f"DP-SGD needs a finite {name} above 0, not {value}")
@@ -118,8 +118,11 @@ class PrivateSteps:
         The public gradient is computed apart, with the hooks off, and added after the noise: in one backward Opacus
         would pair private with public rows by index and clip their sum, whose sensitivity is not ``clip``.
         """
-        extra = self._public_gradients(public)
-        self._private_gradients(x, y, loss)
+        with warnings.catch_warnings():
+            # inputs need no gradient here, which makes torch's backward hooks warn; Opacus' hooks are right all the same
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            extra = self._public_gradients(public)
+            self._private_gradients(x, y, loss)
         for p, gradient in zip(self._params, extra, strict=True):
             assert p.grad is not None
             p.grad.div_(self._nominal_batch)
@@ -143,7 +146,7 @@ class PrivateSteps:
             self._wrapped.enable_hooks()
 
     def _private_gradients(self, x: Tensor, y: Tensor, loss: PerExampleLoss) -> None:
-        pieces = list(zip(x.split(MICROBATCH), y.split(MICROBATCH), strict=True))
+        pieces = list(zip(torch.split(x, MICROBATCH), torch.split(y, MICROBATCH), strict=True))
         for index, (some_x, some_y) in enumerate(pieces):
             last = index == len(pieces) - 1
             if not last:
@@ -153,10 +156,7 @@ class PrivateSteps:
             self.optimiser.pre_step()
 
     def _backward(self, losses: Tensor) -> None:
-        with warnings.catch_warnings():
-            # inputs need no gradient here, which makes torch's backward hooks warn; Opacus' hooks are right all the same
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            if self._ghost:
-                DPTensorFastGradientClipping(self._wrapped, self.optimiser, losses, "sum").backward()
-            else:
-                losses.sum().backward()
+        if self._ghost:
+            DPTensorFastGradientClipping(self._wrapped, self.optimiser, losses, "sum").backward()
+        else:
+            torch.autograd.backward(losses.sum())

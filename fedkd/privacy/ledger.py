@@ -84,6 +84,24 @@ class Ledger:
             raise LedgerError(f"the ledger belongs to client {meta['client']!r}, not {client!r}", where=str(self._path))
         self.client = client
 
+    @classmethod
+    def read(cls, path: Path) -> dict[str, Any]:
+        """The verified export of a ledger that may be in use, without changing it. Raises LedgerError."""
+        if not path.is_file():
+            raise LedgerError("there is no ledger", where=str(path))
+        ledger = cls.__new__(cls)
+        ledger._path = path
+        try:
+            ledger._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+            meta = dict(ledger._db.execute("SELECT key, value FROM meta").fetchall())
+            ledger.client = meta["client"]
+            ledger.verify()
+            return ledger.export()
+        except (sqlite3.DatabaseError, KeyError, ValueError) as error:
+            raise LedgerError(f"not a readable ledger: {error}", where=str(path)) from None
+        finally:
+            ledger.close()
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()
@@ -174,7 +192,7 @@ class Ledger:
         payload = (self._outbox / commit["digest"]).read_bytes()
         if digest(payload) != commit["digest"]:
             raise LedgerError("a released answer in the outbox has been altered", where=commit["digest"])
-        return payload
+        return bytes(payload)
 
     # -- state that moves with a commit ------------------------------------------------------------------------------
 

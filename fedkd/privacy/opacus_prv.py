@@ -10,8 +10,11 @@ from importlib.metadata import version
 import numpy as np
 
 from fedkd.errors import PrivacyError
-from fedkd.privacy.accounting import History, checked, history
+from fedkd.privacy.accounting import History, checked, history, pld_epsilon
 from fedkd.privacy.events import PrivacyEvent, Spent
+
+LIMIT = 100.0
+"""Above this epsilon, which protects nobody, Opacus loses digits and then asks for gigabytes."""
 
 EPSILON_ERROR = 0.01
 """What Opacus adds to its estimate to make it an upper bound, and hence how far it lies above a tight epsilon."""
@@ -26,7 +29,7 @@ class Prv:
     name = f"PRV, opacus {version('opacus')}"
 
     def spent(self, events: Iterable[PrivacyEvent], delta: float) -> Spent:
-        """See Accountant. Raises PrivacyError also where Opacus cannot compute (epsilon in the hundreds)."""
+        """See Accountant. Raises PrivacyError also where Opacus cannot compute, or above ``LIMIT``."""
         return Spent(_epsilon(history(events), checked(delta)), delta, self.name)
 
 
@@ -34,8 +37,10 @@ class Prv:
 def _epsilon(entries: History | None, delta: float) -> float:
     if not entries:
         return float("inf") if entries is None else 0.0
-    # Opacus takes logarithms of 0 at sample rate 1 and overflows in tails that it then multiplies by 0, and warns of the
-    # order of an RDP bound that only sizes its grid; an epsilon spoilt by it would fail the cross-check.
+    if pld_epsilon(entries, delta) > LIMIT:
+        raise PrivacyError(f"Opacus cannot compute an epsilon above {LIMIT:g}")
+    # Opacus takes logarithms of 0 at sample rate 1, overflows in tails that it then multiplies by 0, and warns of the
+    # order of an RDP bound that only sizes its grid. An epsilon spoilt by any of it would fail the cross-check.
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from opacus.accountants import PRVAccountant

@@ -141,6 +141,12 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes | None)
         load(Data(source="npz", path="d.npz"), tmp_path)
 
 
+def test_a_single_npy_array_is_no_npz(tmp_path: Path) -> None:
+    np.save(tmp_path / "d.npy", np.ones(3))
+    with pytest.raises(DataError, match="not an"):
+        load(Data(source="npz", path="d.npy"), tmp_path)
+
+
 def test_npz_needs_a_path(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="needs a file"):
         load(Data(source="npz"), tmp_path)
@@ -208,7 +214,7 @@ def test_missing_modules_and_attributes_are_told_apart(tmp_path: Path, module) -
         load_symbol("nosuchmodule:f", tmp_path)
     with pytest.raises(ConfigError, match="has no 'g'"):
         load_symbol(f"{module('')}:g", tmp_path)
-    with pytest.raises(ConfigError, match="importing .* No module named 'nosuchhelper'"):
+    with pytest.raises(ConfigError, match=r"importing .* No module named 'nosuchhelper'"):
         load_symbol(f"{module('import nosuchhelper')}:g", tmp_path)
     with pytest.raises(ConfigError, match="ZeroDivisionError"):
         load_symbol(f"{module('1 / 0')}:g", tmp_path)

@@ -5,6 +5,7 @@ then does clipping it bound what one example can change. What is refused here wo
 from __future__ import annotations
 
 import copy
+import traceback
 import warnings
 
 import torch
@@ -15,11 +16,32 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fedkd.data.user_code import last_line
 from fedkd.errors import PrivacyError
 
 _OPACUS_LAYERS = {nn.RNN: "DPRNN", nn.LSTM: "DPLSTM", nn.GRU: "DPGRU", nn.MultiheadAttention: "DPMultiheadAttention"}
 _TOLERANCE = 1e-4  # relative; sums of other batch sizes may round differently, examples that mix differ by far more
+
+
+def check_private(module: nn.Module) -> None:
+    """Refuse what DP-SGD cannot protect: BatchNorm in any mode, running statistics, layers without per-example
+    gradients; of a module with an ``input_shape`` (one example's) also, by trial, a forward pass that mixes examples.
+    Neither the module nor the global random state changes. Raises PrivacyError naming the layer.
+    """
+    check_layers(module)
+    shape = getattr(module, "input_shape", None)
+    if isinstance(shape, tuple):
+        check_examples_apart(module, shape)
+
+
+def check_private(module: nn.Module) -> None:
+    """Refuse what DP-SGD cannot protect: BatchNorm in any mode, running statistics, layers without per-example
+    gradients; of a network that knows its ``input_shape`` also, by trial, a forward pass that mixes examples.
+    Raises PrivacyError naming the layer.
+    """
+    check_layers(module)
+    shape = getattr(module, "input_shape", None)
+    if shape is not None:
+        check_examples_apart(module, shape)
 
 
 def check_layers(module: nn.Module) -> None:
@@ -56,8 +78,9 @@ def check_examples_apart(module: nn.Module, shape: tuple[int, ...]) -> None:
     except PrivacyError:
         raise
     except Exception as error:
+        text = traceback.format_exception_only(error)[-1].strip()
         raise PrivacyError(
-            f"the network cannot be trained with DP-SGD: a step on made-up examples failed with {last_line(error)}",
+            f"the network cannot be trained with DP-SGD: a step on made-up examples failed with {text}",
             fix="batches may be empty (write x.flatten(1), not x.view(len(x), -1)), and Opacus must know every layer",
         ) from error
     _compare(outcomes[0], outcomes[1], "the other examples of a batch")

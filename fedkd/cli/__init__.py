@@ -1,0 +1,44 @@
+"""The command line. Commands import what they need when they run, so that help is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import typer
+
+from fedkd.errors import FedkdError
+
+app = typer.Typer(
+    name="fedkd",
+    help="Private federated distillation: clients share only differentially private answers on a public proxy set.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run a command; an error that the user can mend is told in three lines, without a traceback."""
+    from fedkd.cli import inspect, processes, proxy, simulate
+
+    for module in (simulate, processes, proxy, inspect):
+        module.register(app)
+    try:
+        app()
+    except FedkdError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def fail(error: FedkdError) -> None:
+    """Tell the error on standard error and exit with 1."""
+    if os.environ.get("FEDKD_DEBUG"):
+        traceback.print_exc()
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,115 @@
+"""Commands that read what others wrote: report, ledger, predict, config."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from fedkd import config
+from fedkd.errors import ConfigError
+
+ledger = typer.Typer(help="Look into a client's ledger.", no_args_is_help=True)
+settings = typer.Typer(help="Schemas and resolved configurations.", no_args_is_help=True)
+
+LEDGER = Annotated[Path, typer.Argument(help="ledger.sqlite, a client's folder, or a run directory")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("report")(report)
+    app.command("predict")(predict)
+    app.add_typer(ledger, name="ledger")
+    app.add_typer(settings, name="config")
+
+
+def report(
+    path: Annotated[list[Path], typer.Argument(help="run directories, client folders or ledgers")],
+    form: Annotated[Literal["text", "json"], typer.Option("--format", help="text | json")] = "text",
+) -> None:
+    """Say how much privacy has been spent, computed anew from the ledgers."""
+    from fedkd.report.budget import budget_report, render_text
+
+    result = budget_report({export["client"]: export for one in path for export in _exports(one)})
+    if form == "json":
+        _print_json(result)
+    else:
+        print(render_text(result))
+
+
+@ledger.command("export")
+def export(
+    path: LEDGER,
+    as_json: Annotated[bool, typer.Option("--json", help="a list of events, one object each")] = False,
+    client: Annotated[str | None, typer.Option(help="only this client")] = None,
+) -> None:
+    """Print every event ever charged, so that anybody can compute epsilon again."""
+    exports = [one for one in _exports(path) if client in (None, one["client"])]
+    if not exports:
+        raise ConfigError(f"no ledger of client {client!r}", where=str(path))
+    events = [{"client": one["client"], **event} for one in exports for event in one["events"]]
+    if as_json:
+        return _print_json(events)
+    for event in events:
+        print("  ".join(f"{key}={event[key]}" for key in event))
+
+
+@ledger.command("verify")
+def verify(path: LEDGER) -> None:
+    """Walk the hash chain; exit code 1 when it breaks."""
+    for one in _exports(path):  # opening a ledger verifies it
+        print(f"{one['client']}: {len(one['events'])} events, chain intact, head {one['head']}")
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="a student's or the teacher's .safetensors file")],
+    data: Annotated[Path, typer.Argument(help=".npz file with an array x of examples")],
+    as_json: Annotated[bool, typer.Option("--json", help="probabilities too")] = False,
+) -> None:
+    """Print the predicted class of every example."""
+    from fedkd import load_student
+    from fedkd.data.sources import read_inputs
+
+    probabilities = load_student(model).predict(read_inputs(data))
+    first = probabilities.argmax(axis=1).tolist()
+    if as_json:
+        return _print_json({"classes": first, "probabilities": probabilities.tolist()})
+    print("\n".join(str(label) for label in first))
+
+
+@settings.command("schema")
+def schema(kind: Annotated[str, typer.Argument(help="scenario | server | client | policy")] = "scenario") -> None:
+    """Print the JSON schema of a configuration file."""
+    if kind not in config.KINDS:
+        raise ConfigError(f"there is no configuration called {kind!r}", fix=f"use one of {', '.join(config.KINDS)}")
+    _print_json(config.KINDS[kind].model_json_schema())
+
+
+@settings.command("show")
+def show(
+    path: Annotated[Path | None, typer.Argument(help="configuration file")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
+    kind: Annotated[str, typer.Option(help="scenario | server | client | policy")] = "scenario",
+) -> None:
+    """Check a configuration and print it with every default filled in."""
+    if kind not in config.KINDS:
+        raise ConfigError(f"there is no configuration called {kind!r}", fix=f"use one of {', '.join(config.KINDS)}")
+    print(config.dump(config.load(config.KINDS[kind], path, overrides or [])), end="")
+
+
+def _exports(path: Path) -> list[dict[str, Any]]:
+    """The ledgers at or below ``path``, opened read-only where possible."""
+    from fedkd.privacy.ledger import Ledger
+
+    files = [path] if path.is_file() else sorted([*path.glob("ledger.sqlite"), *path.glob("**/state/ledger.sqlite")])
+    if not files:
+        raise ConfigError("there is no ledger here", where=str(path), fix="give a run directory or a client's folder")
+    return [Ledger.read(file) for file in files]
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    print()

@@ -1,0 +1,136 @@
+"""Agents in worker processes of one machine, behind the same relay that a deployment uses."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+from client import channel
+from client.app import app as relay
+from fedkd.errors import FedkdError
+from fedkd.flower import LocalGrid
+from simulations.host import Host
+
+
+class Hosts(Protocol):
+    """Carries a call to the process that hosts a client."""
+
+    def call(self, client: str, method: str, argument: Any) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+class Here:
+    """All agents in this process."""
+
+    def __init__(self, folders: Mapping[str, Path], test: Path) -> None:
+        self._host = Host(folders, test)
+
+    def call(self, client: str, method: str, argument: Any) -> Any:
+        """Run it here."""
+        return self._host.call(client, method, argument)
+
+    def close(self) -> None:
+        """Close the agents."""
+        self._host.close()
+
+
+class Workers:
+    """Agents dealt out to worker processes; a client stays with its worker."""
+
+    def __init__(self, folders: Mapping[str, Path], test: Path, workers: int) -> None:
+        # spawn: a forked copy of a process that has used threads (torch, gRPC) may hang
+        context = multiprocessing.get_context("spawn")
+        names = sorted(folders)
+        self._of = {name: index % workers for index, name in enumerate(names)}
+        self._pipes: list[Connection] = []
+        self._turns = [threading.Lock() for _ in range(workers)]
+        self._processes = []
+        for index in range(workers):
+            ours, theirs = context.Pipe()
+            mine = {name: folders[name] for name in names if self._of[name] == index}
+            process = context.Process(target=_work, args=(theirs, mine, test), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def call(self, client: str, method: str, argument: Any) -> Any:
+        """Send it to the client's worker. Raises what the call raised there, FedkdError if the worker is gone."""
+        index = self._of[client]
+        with self._turns[index]:
+            try:
+                self._pipes[index].send((client, method, argument))
+                good, result = self._pipes[index].recv()
+            except (EOFError, OSError):
+                raise FedkdError("a worker process has died", where=client, fix="resume the run") from None
+        if not good:
+            raise result
+        return result
+
+    def close(self) -> None:
+        """Ask every worker to end, and wait for it."""
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                pipe.close()
+        for process in self._processes:
+            process.join(timeout=10)
+            if process.is_alive():
+                process.kill()
+
+
+def _work(pipe: Connection, folders: Mapping[str, Path], test: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends the round first
+    host = Host(folders, test)
+    while True:
+        try:
+            client, method, argument = pipe.recv()
+        except (EOFError, OSError):
+            return host.close()
+        try:
+            reply = (True, host.call(client, method, argument))
+        except Exception as error:
+            reply = (False, error if isinstance(error, FedkdError) else FedkdError(repr(error), where=client))
+        pipe.send(reply)
+
+
+class Engine:
+    """The hosts, and a Grid on which the server loop finds their clients."""
+
+    def __init__(self, folders: Mapping[str, Path], test: Path, workers: int) -> None:
+        self.clients: Sequence[str] = sorted(folders)
+        workers = min(workers, len(folders))
+        self._hosts: Hosts = Workers(folders, test, workers) if workers > 1 else Here(folders, test)
+        self._threads = workers
+        self._names = [f"{id(self)}-{name}" for name in self.clients]
+
+    def map(self, method: str, argument: Callable[[str], Any] = lambda client: None) -> dict[str, Any]:
+        """Call every client's host, the workers in parallel. Raises the first client's error."""
+        with ThreadPoolExecutor(self._threads) as pool:
+            calls = {c: pool.submit(self._hosts.call, c, method, argument(c)) for c in self.clients}
+            return {client: call.result() for client, call in calls.items()}
+
+    @contextlib.contextmanager
+    def grid(self) -> Iterator[LocalGrid]:
+        """A Grid whose nodes are the clients: messages go through the relay to the agents."""
+        nodes = {index + 1: {"agent": f"local:{name}"} for index, name in enumerate(self._names)}
+        try:
+            for name, client in zip(self._names, self.clients, strict=True):
+                channel.register_local(name, partial(self._hosts.call, client))
+            with LocalGrid(relay, nodes, workers=self._threads) as grid:
+                yield grid
+        finally:
+            for name in self._names:
+                channel.unregister_local(name)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._hosts.close()

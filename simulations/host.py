@@ -1,0 +1,78 @@
+"""The agents of one process, and what the harness may ask of them outside the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from client.agent import Agent
+from client.learner import Learner
+from fedkd.config import Data
+from fedkd.data import sources
+from fedkd.data.sources import Examples
+from fedkd.distill.model import Model
+from fedkd.distill.trainer import Labelled, accuracy
+from fedkd.privacy.contract import Contract
+from fedkd.privacy.noise import NoiseSource, simulation_key
+
+
+class Host:
+    """Opens agents when they are first called. ``accuracy``, ``local``, ``export`` and ``ledger`` are the harness's:
+    a deployment has nothing like them."""
+
+    def __init__(self, folders: Mapping[str, Path], test: Path) -> None:
+        # one thread, so that sums are made in one order whatever the machine and the number of workers
+        torch.set_num_threads(1)
+        self._folders, self._test = folders, test
+        self._agents: dict[str, Agent] = {}
+        self._inputs: dict[str, Labelled] = {}
+        self._own: dict[str, Callable[[Agent, Any], Any]] = {
+            "open": lambda agent, _: None,
+            "accuracy": lambda agent, _: self._accuracy(agent.learner.model),
+            "local": lambda agent, seed: self._local(agent, seed),
+            "export": lambda agent, path: agent.learner.model.save(Path(path)),
+            "ledger": lambda agent, _: agent.ledger.export(),
+        }
+
+    def call(self, client: str, method: str, argument: Any) -> Any:
+        """A method of the wire, or one of the harness."""
+        agent = self._agent(client)
+        own = self._own.get(method)
+        return own(agent, argument) if own else agent.handle(method, argument)
+
+    def close(self) -> None:
+        """Close the agents."""
+        for agent in self._agents.values():
+            agent.close()
+
+    def _agent(self, client: str) -> Agent:
+        if client not in self._agents:
+            self._agents[client] = Agent(self._folders[client] / "client.yaml")
+        return self._agents[client]
+
+    def _accuracy(self, model: Model) -> float:
+        takes = model.network.takes
+        if takes not in self._inputs:
+            examples = self._examples()
+            self._inputs[takes] = Labelled(model.inputs(examples.x), torch.from_numpy(examples.y))
+        return accuracy(model.network, self._inputs[takes])
+
+    def _examples(self) -> Examples:
+        return sources.load(Data(source="npz", path=str(self._test.resolve())), self._test.parent)[0]
+
+    def _local(self, agent: Agent, seed: int) -> float | None:
+        """A second student that learns from the client's own data alone, under the same contract."""
+        contract = agent.ledger.open_contract()
+        if contract is None:
+            return None
+        return self._accuracy(_trained_alone(agent.learner.alone(), contract, seed, agent.name))
+
+
+def _trained_alone(learner: Learner, contract: Contract, seed: int, client: str) -> Model:
+    for round in range(1, contract.rounds + 1):
+        noise = NoiseSource(simulation_key(seed, client, "local-only", round))
+        learner.learn(contract, round, None, 1.0, noise)
+    return learner.model

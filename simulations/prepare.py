@@ -1,0 +1,170 @@
+"""Lays out a federation on disk: the proxy set, the server's configuration, and one folder a client.
+
+A simulated client's folder is a deployed client's folder: ``fedkd client`` starts from it just as well.
+"""
+
+from __future__ import annotations
+
+import io
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd import __version__, config
+from fedkd.config import ClientConfig, Data, Policy, Scenario, ServerConfig
+from fedkd.data import partition, proxy, sources
+from fedkd.data.sources import Examples, as_float
+from fedkd.distill import features
+from fedkd.errors import DataError
+from fedkd.state import write_atomic, write_json
+from fedkd.tensors import canonical, digest
+
+DONE = "prepared"
+LIBRARIES = ("flwr", "torch", "opacus", "dp-accounting", "numpy", "scikit-learn", "cryptography", "safetensors")
+
+
+def config_hash(scenario: Scenario) -> str:
+    """Hash of the resolved configuration."""
+    return digest(canonical(scenario.model_dump(mode="json")))
+
+
+def client_names(scenario: Scenario) -> list[str]:
+    """client-0, client-1, ... with as many digits as keep them in order when sorted."""
+    width = len(str(scenario.clients - 1))
+    return [f"client-{index:0{width}d}" for index in range(scenario.clients)]
+
+
+def prepare(scenario: Scenario, out: Path, base: Path) -> None:
+    """Write everything that server and clients start from; a second call finds it done.
+
+    ``base`` is the folder that relative paths in the scenario start from. Raises DataError.
+    """
+    if (out / DONE).exists():
+        return
+    train, test = _load(scenario, base)
+    cut = partition.cut(len(train), scenario.proxy.size, scenario.proxy.tune_size, scenario.seed)
+    public = _pack(scenario, train.take(cut.proxy))
+    public.save(out / "proxy.safetensors")
+    _write_examples(out / "tune.npz", train.take(cut.tune))
+    _write_examples(out / "test.npz", test)
+    private = train.take(cut.private)
+    parts = partition.deal(
+        scenario.partition.kind, private.y, scenario.clients, scenario.partition.alpha, scenario.seed
+    )
+    nominal = scenario.privacy.nominal_examples or max(1, len(private) // scenario.clients)
+    for index, (name, part) in enumerate(zip(client_names(scenario), parts, strict=True)):
+        _write_client(scenario, out, base, index, name, private.take(part), public.hash, nominal)
+    _write_server(scenario, out)
+    write_atomic(out / "config.yaml", config.dump(scenario).encode())
+    write_json(out / "versions.json", _versions(scenario))
+    write_atomic(out / "base", str(base.resolve()).encode())
+    write_atomic(out / DONE, public.hash.encode())
+
+
+def private_examples(out: Path, scenario: Scenario) -> Examples:
+    """All clients' data together: what a central model would have."""
+    parts = [
+        sources.load(Data(source="npz", path="data.npz"), out / "clients" / name)[0] for name in client_names(scenario)
+    ]
+    x, y = (np.concatenate([getattr(part, side) for part in parts]) for side in ("x", "y"))
+    return Examples(x, y, parts[0].classes)
+
+
+def _load(scenario: Scenario, base: Path) -> tuple[Examples, Examples]:
+    train, test = sources.load(scenario.data, base)
+    where = f"data.source {scenario.data.source}"
+    sources.check(train, where)
+    if test is None:
+        return partition.carve_test(train, scenario.data.test_fraction, scenario.seed)
+    sources.check(test, f"{where}, test part", shape=train.x.shape[1:], classes=train.classes)
+    return train, test
+
+
+def build_proxy(scenario: Scenario, base: Path) -> proxy.ProxySet:
+    """Only the proxy set of a scenario. Raises DataError."""
+    train, _ = _load(scenario, base)
+    cut = partition.cut(len(train), scenario.proxy.size, scenario.proxy.tune_size, scenario.seed)
+    return _pack(scenario, train.take(cut.proxy))
+
+
+def _pack(scenario: Scenario, public: Examples) -> proxy.ProxySet:
+    try:
+        fitted = features.fit_features(
+            scenario.features.kind, as_float(public.x), components=scenario.features.components
+        )
+    except ValueError as error:
+        raise DataError(
+            f"the public features cannot be fitted: {error}", where="keys features.kind, features.components"
+        ) from None
+    sizes = {"proxy": scenario.proxy.size, "tune": scenario.proxy.tune_size}
+    rule = "the first proxy.size of a seeded permutation of the training examples"
+    return proxy.build(
+        public.x,
+        public.y if scenario.proxy.labelled else None,
+        public.classes,
+        fitted.spec,
+        features.arrays(fitted),
+        proxy.describe(scenario.data, scenario.seed, rule, sizes),
+    )
+
+
+def _write_client(
+    scenario: Scenario, out: Path, base: Path, index: int, name: str, part: Examples, proxy_hash: str, nominal: int
+) -> None:
+    folder = out / "clients" / name
+    privacy = scenario.privacy
+    policy = Policy(
+        mechanism=privacy.mechanism,
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        clip=privacy.clip,
+        steps=privacy.steps,
+        sample_rate=privacy.sample_rate,
+        nominal_examples=nominal,
+        proxies=(proxy_hash,),
+        max_rounds=scenario.rounds,
+        noise="simulation",
+        seed=scenario.seed,
+    )
+    client = ClientConfig(
+        name=name,
+        data=Data(source="npz", path="data.npz"),
+        proxy="../../proxy.safetensors",
+        student=scenario.students[index % len(scenario.students)],
+        code=str(base.resolve()),
+        training=scenario.training,
+        seed=scenario.seed,
+    )
+    write_atomic(folder / "policy.yaml", config.dump(policy).encode())
+    write_atomic(folder / "client.yaml", config.dump(client).encode())
+    _write_examples(folder / "data.npz", part)
+
+
+def _write_server(scenario: Scenario, out: Path) -> None:
+    common = {name: getattr(scenario, name) for name in config.Federation.model_fields}
+    server = ServerConfig(
+        **common,
+        proxy="proxy.safetensors",
+        clients=scenario.clients,
+        out="server",
+        test=Data(source="npz", path="test.npz"),
+    )
+    write_atomic(out / "server.yaml", config.dump(server).encode())
+
+
+def _write_examples(path: Path, examples: Examples) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, x=examples.x, y=examples.y, classes=np.int64(examples.classes))
+    write_atomic(path, buffer.getvalue())
+
+
+def _versions(scenario: Scenario) -> dict[str, Any]:
+    return {
+        "config": config_hash(scenario),
+        "fedkd": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+    }

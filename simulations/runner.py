@@ -1,0 +1,206 @@
+"""A whole run on one machine: prepare, federate, compare, write everything down."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedkd import config
+from fedkd.config import Data, Scenario
+from fedkd.data import sources
+from fedkd.distill.model import ProxyView
+from fedkd.errors import ConfigError
+from fedkd.privacy.accounting import Pld
+from fedkd.privacy.events import PrivacyEvent
+from fedkd.report import plots
+from fedkd.report.budget import budget_report, render_text
+from fedkd.state import write_atomic, write_json
+from server.loop import Loop, Setting
+from server.run import Row, RunDirectory
+from simulations.baselines import central_accuracy
+from simulations.engine import Engine
+from simulations.prepare import DONE, client_names, config_hash, prepare
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what: nothing here changes a byte of the result."""
+
+    out: Path
+    base: Path
+    resume: bool = False
+    workers: int = 1
+    tell: Tell = print
+    on_row: Callable[[Row], None] = lambda row: None
+    stop: Callable[[], bool] = lambda: False
+
+
+class Simulation:
+    """One scenario in one run directory."""
+
+    def __init__(self, scenario: Scenario, options: Options) -> None:
+        """Raises FedkdError when the directory holds another run, or one that has not been asked to continue."""
+        self._scenario, self._options, self._out = scenario, options, options.out
+        self._began = time.monotonic()
+        _check_directory(scenario, options)
+        torch.set_num_threads(1)
+
+    def run(self) -> dict[str, Any] | None:
+        """The summary; None when stopped before the end, with a checkpoint to resume from."""
+        self._options.tell("preparing data, proxy set and clients")
+        prepare(self._scenario, self._out, self._options.base)
+        folders = {name: self._out / "clients" / name for name in client_names(self._scenario)}
+        engine = Engine(folders, self._out / "test.npz", self._options.workers)
+        try:
+            self._options.tell(f"starting {len(folders)} clients")
+            engine.map("open")
+            loop = self._federate(engine)
+            return None if loop is None else self._conclude(engine, loop)
+        finally:
+            engine.close()
+
+    def _federate(self, engine: Engine) -> Loop | None:
+        run = RunDirectory(self._out / "server", config_hash(self._scenario)[:16])
+        view = ProxyView.load(self._out / "proxy.safetensors")
+        test = sources.load(Data(source="npz", path="test.npz"), self._out)[0]
+        setting = Setting(
+            config=self._scenario,
+            clients=self._scenario.clients,
+            attempts=1,
+            on_row=self._options.on_row,
+            more=lambda round: self._more(engine),
+            tell=self._options.tell,
+            stop=self._options.stop,
+        )
+        with engine.grid() as grid:
+            loop = Loop(grid, setting, view, run, test)
+            return loop if loop.run() else None
+
+    def _more(self, engine: Engine) -> dict[str, Any]:
+        """What only the harness of a simulation can know."""
+        accuracies = engine.map("accuracy").values()
+        spent = max(self._epsilon(export) for export in engine.map("ledger").values())
+        left = max(0.0, self._scenario.privacy.epsilon - spent)
+        return {
+            "student_accuracy": sum(accuracies) / len(accuracies),
+            "epsilon": jsonable(spent),
+            "epsilon_left": jsonable(left),
+        }
+
+    def _epsilon(self, export: Mapping[str, Any]) -> float:
+        events = [PrivacyEvent.from_record(event) for event in export["events"]]
+        return Pld().spent(events, self._scenario.privacy.delta).epsilon
+
+    # -- after the last round ----------------------------------------------------------------------------------------
+
+    def _conclude(self, engine: Engine, loop: Loop) -> dict[str, Any]:
+        engine.map("export", lambda client: str(self._out / "students" / f"{client}.safetensors"))
+        loop.teacher.save(self._out / "teacher.safetensors")
+        exports = engine.map("ledger")
+        for client, export in exports.items():
+            write_json(self._out / "ledgers" / f"{client}.json", export)
+        summary = self._summary(engine, loop, exports)
+        self._write_report(exports)
+        plots.draw(loop.rows, summary, self._out / "plots")
+        write_json(self._out / "summary.json", summary)
+        return summary
+
+    def _summary(self, engine: Engine, loop: Loop, exports: Mapping[str, Any]) -> dict[str, Any]:
+        students = engine.map("accuracy")
+        local = self._local(engine)
+        return {
+            "name": self._scenario.name,
+            "seed": self._scenario.seed,
+            "teacher_accuracy": loop.rows[-1]["teacher_accuracy"],
+            "student_accuracy": {
+                "mean": sum(students.values()) / len(students),
+                "min": min(students.values()),
+                "by_client": students,
+            },
+            "local_accuracy": local and sum(local.values()) / len(local),
+            "local_by_client": local,
+            "central_accuracy": self._central(),
+            "tune_accuracy": self._tune_accuracy(loop),
+            "privacy": self._privacy(exports),
+            "bytes_up": round(loop.traffic["up"] / self._scenario.clients),
+            "bytes_down": round(loop.traffic["down"] / self._scenario.clients),
+            "rounds": len(loop.rows),
+            "seconds": round(time.monotonic() - self._began, 2),
+            "run_dir": str(self._out),
+        }
+
+    def _local(self, engine: Engine) -> dict[str, float] | None:
+        if not self._scenario.baselines:
+            return None
+        self._options.tell("training local-only students, to compare with")
+        found = engine.map("local", lambda client: self._scenario.seed)
+        return {client: value for client, value in found.items() if value is not None} or None
+
+    def _central(self) -> float | None:
+        if not self._scenario.baselines:
+            return None
+        self._options.tell("training a central model without privacy, to compare with")
+        return central_accuracy(self._scenario, self._out)
+
+    def _tune_accuracy(self, loop: Loop) -> float | None:
+        """The teacher on the public tuning split: what settings are to be chosen by."""
+        tune = sources.load(Data(source="npz", path="tune.npz"), self._out)[0]
+        if not len(tune):
+            return None
+        first = loop.teacher.predict(tune.x).argmax(axis=1)
+        return float((first == tune.y).mean())
+
+    def _privacy(self, exports: Mapping[str, Any]) -> dict[str, Any]:
+        privacy = self._scenario.privacy
+        protected = privacy.mechanism != "none"
+        return {
+            "mechanism": privacy.mechanism,
+            "unit": "example" if protected else "none",
+            "adjacency": "add_remove" if protected else "none",
+            "epsilon": jsonable(max(self._epsilon(export) for export in exports.values())),
+            "delta": privacy.delta,
+            "noise": "simulation: reproducible, gives no guarantee",
+        }
+
+    def _write_report(self, exports: Mapping[str, Any]) -> None:
+        report = budget_report(exports)
+        write_json(self._out / "report.json", report)
+        write_atomic(self._out / "report.txt", render_text(report).encode())
+
+
+def jsonable(value: float) -> float | str:
+    """Infinity has no JSON number; it is never left out."""
+    return "inf" if math.isinf(value) else value
+
+
+def _check_directory(scenario: Scenario, options: Options) -> None:
+    out = options.out
+    written = out / "config.yaml"
+    if not options.resume and out.exists() and any(out.iterdir()):
+        raise ConfigError("the run directory is not empty", where=str(out), fix="add --resume, or choose another --out")
+    if options.resume and (out / DONE).exists():
+        before = config.load(Scenario, written)
+        if config_hash(before) != config_hash(scenario):
+            raise ConfigError(
+                "the run directory holds a run of another configuration",
+                where=str(written),
+                fix="resume without a scenario and without --set, or choose another --out",
+            )
+
+
+def read_summary(out: Path) -> dict[str, Any]:
+    """The summary of a run that has ended. Raises ConfigError."""
+    try:
+        summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    except (OSError, ValueError):
+        raise ConfigError("no finished run", where=str(out), fix="give the folder that 'fedkd simulate' wrote") from None
+    return summary
