@@ -346,6 +346,7 @@ def _claim_task_identity() -> None:
 # -- Flower's own processes --------------------------------------------------------------------------------------------
 
 _LOG_LIMIT = 10_000_000
+_WATCH_SECONDS = 0.2
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -416,7 +417,7 @@ class Service:
     def pid(self) -> int | None:
         """Process id, which is also the process group's; None while it is not running."""
         process = self._process
-        return process.pid if process is not None and process.poll() is None else None
+        return None if process is None or has_ended(process) else process.pid
 
     def start(self) -> None:
         """Start the process, and the thread that watches over it."""
@@ -440,14 +441,19 @@ class Service:
 
     def _keep_running(self) -> None:
         pause = 1.0
-        while self._process is not None:
+        while (process := self._process) is not None:
             born = time.monotonic()
-            code = self._process.wait()
+            while not has_ended(process):
+                time.sleep(_WATCH_SECONDS)
+            with self._lock:
+                stop_group(process, grace=0.0)
             if self._stopping.is_set():
                 return
-            stop_group(self._process, grace=2.0)
             pause = 1.0 if time.monotonic() - born > self._longest_pause else pause
-            _log.warning("%s ended with code %d; starting it again in %.0f s, see %s", self.name, code, pause, self.log)
+            _log.warning(
+                "%s ended with code %d; starting it again in %.0f s, see %s",
+                *(self.name, process.returncode, pause, self.log),
+            )
             if self._stopping.wait(pause):
                 return
             pause = min(2 * pause, self._longest_pause)
@@ -467,19 +473,29 @@ def spawn(command: Sequence[str], env: Mapping[str, str], log: Path) -> subproce
 
 
 def stop_group(leader: subprocess.Popen[Any], grace: float) -> None:
-    """End the process group of ``leader``: ask first, kill what is left after ``grace`` seconds."""
-    _signal_group(leader.pid, signal.SIGTERM)
+    """End the process group of ``leader``: ask first, and kill it when the leader has gone, or after ``grace`` seconds.
+
+    The leader is reaped last: until then the system gives its number, which is the group's, to no other process.
+    """
+    _signal_group(leader, signal.SIGTERM)
     deadline = time.monotonic() + grace
-    while time.monotonic() < deadline and (leader.poll() is None or _signal_group(leader.pid, 0)):
+    while not has_ended(leader) and time.monotonic() < deadline:
         time.sleep(0.05)
-    _signal_group(leader.pid, signal.SIGKILL)
+    _signal_group(leader, signal.SIGKILL)
     leader.wait()
 
 
-def _signal_group(group: int, number: int) -> bool:
-    """Whether there was anybody to take the signal."""
+def has_ended(process: subprocess.Popen[Any]) -> bool:
+    """Whether the process is over, without reaping it."""
+    if process.returncode is not None:
+        return True
     try:
-        os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+    except ChildProcessError:
+        return True
+
+
+def _signal_group(leader: subprocess.Popen[Any], number: int) -> None:
+    if leader.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader.pid, number)

@@ -126,14 +126,28 @@ def _idx(folder: Path) -> tuple[Examples, Examples | None]:
 def _npz(path: Path | None) -> tuple[Examples, Examples | None]:
     if path is None:
         raise DataError("source npz needs a file", where="key 'path'", fix="path: my-data.npz")
+    return _parts(_arrays(path), str(path))
+
+
+def read_inputs(path: Path) -> Pixels:
+    """The array x [n, *shape] of an .npz file, which needs no labels: examples to predict. Raises DataError."""
+    x = _arrays(path).get("x")
+    if x is None:
+        raise DataError("there is no array x", where=str(path), fix="write the file with numpy.savez(path, x=...)")
+    pixels = _pixels(x, str(path))
+    check(Examples(pixels, np.zeros(len(pixels), np.int64), 1), str(path))
+    return pixels
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """The arrays that we know in an .npz file."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in KEYS if key in file}
+            return {key: file[key] for key in KEYS if key in file}
     except FileNotFoundError:
         raise DataError("the file does not exist", where=str(path), fix="check 'path'") from None
     except (OSError, ValueError, EOFError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"not an .npz file of plain arrays: {error}", where=str(path)) from None
-    return _parts(arrays, str(path))
 
 
 def _returned(found: Any, where: str) -> tuple[Examples, Examples | None]:

@@ -33,17 +33,6 @@ def check_private(module: nn.Module) -> None:
         check_examples_apart(module, shape)
 
 
-def check_private(module: nn.Module) -> None:
-    """Refuse what DP-SGD cannot protect: BatchNorm in any mode, running statistics, layers without per-example
-    gradients; of a network that knows its ``input_shape`` also, by trial, a forward pass that mixes examples.
-    Raises PrivacyError naming the layer.
-    """
-    check_layers(module)
-    shape = getattr(module, "input_shape", None)
-    if shape is not None:
-        check_examples_apart(module, shape)
-
-
 def check_layers(module: nn.Module) -> None:
     """Refuse layers that DP-SGD cannot train, whether or not they are frozen. Raises PrivacyError naming the layer."""
     for name, layer in module.named_modules():

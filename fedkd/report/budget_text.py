@@ -98,10 +98,10 @@ def _check(check: Mapping[str, Any]) -> str:
 
 
 def show(value: Any) -> str:
-    """A number for people; infinity is never blank."""
+    """A number for people, with every digit of a reported epsilon; infinity is never blank."""
     if value == "inf":
         return "∞"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _rows(values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

@@ -37,8 +37,8 @@ NOT_COVERED = [
 ]
 
 FLOATING_POINT = (
-    "The noise is a float64 inverse-CDF Gaussian added to float32 sums of clipped gradients before the optimiser. It is "
-    "not hardened against attacks on floating-point noise (Mironov 2012, doi:10.1145/2382196.2382264)."
+    "The noise is a float64 inverse-CDF Gaussian added to float32 sums of clipped gradients before the optimiser. It "
+    "is not hardened against attacks on floating-point noise (Mironov 2012, doi:10.1145/2382196.2382264)."
 )
 
 RANDOMNESS = {
@@ -51,15 +51,17 @@ UNKNOWN_NOISE = "NO GUARANTEE: the ledger does not say where the noise came from
 
 def guarantee(epsilon: float, delta: float, simulated: bool) -> str:
     """The one sentence that a report starts with."""
+    if epsilon == 0 and not delta:
+        return "Nothing has been charged to these ledgers: no answer has left a device, and epsilon is 0."
     if math.isinf(epsilon):
         return (
             "NO GUARANTEE: at least one client has released answers without noise; for one example of its data, "
             "epsilon is infinite, against everybody who sees the answers."
         )
     bound = (
-        f"adding or removing any one training example of a client changes the probability of anything that its answers "
-        f"reveal by a factor of at most e^{epsilon:.4f}, but for a probability of {delta:g}, against everybody but the "
-        f"client's own device, the server included."
+        f"adding or removing any one training example of a client changes the probability of anything that its "
+        f"answers reveal by at most a factor of e^{epsilon:.4f} and an additive {delta:g}; this holds against "
+        f"everybody but the client's own device, the server included."
     )
     if simulated:
         return f"NO GUARANTEE: the noise was reproducible (simulation). With noise from the operating system, {bound}"
