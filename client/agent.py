@@ -47,6 +47,13 @@ class Agent:
         self.name, self._failed, self._turn = self.config.name, False, threading.Lock()
         self.state = self._base / self.config.state
         self._lock = _lock(self.state)
+        try:
+            self._open()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self) -> None:
         self.policy = load(Policy, self._base / self.config.policy)
         view = ProxyView.load(self._base / self.config.proxy)
         self._proxy = view.proxy
@@ -56,7 +63,7 @@ class Agent:
                 where=f"{self._base / self.config.policy}, key 'proxies'",
                 fix="check the proxy file, or add its hash to the policy",
             )
-        self.learner = Learner(self.config, view, self._base, console)
+        self.learner = Learner(self.config, view, self._base, self._console)
         if self.policy.mechanism != "none":
             check_private(self.learner.model.network)
         self.ledger = Ledger(self.state / "ledger.sqlite", self.name, Pld())
@@ -120,10 +127,13 @@ class Agent:
     def _merge(self, plan: Plan) -> Rows | None:
         if not plan.labels:
             return None
+        size = len(self._proxy), self._proxy.classes
         try:
-            return wire.merge(self.learner.labels, plan, len(self._proxy), self._proxy.classes)
+            labels = wire.merge(self.learner.labels, plan, *size)
         except WireError:
             raise Refused(Code.STALE) from None
+        wire.check_rows(labels, *size)  # huge "probabilities" would drive the student to wherever the server likes
+        return labels
 
     def _release(self, plan: Plan, labels: Rows | None, contract: Contract) -> bytes:
         """reserve -> compute -> store -> commit; the caller sends."""
@@ -137,9 +147,10 @@ class Agent:
         try:
             return self._compute(plan, labels, contract, reservation)
         except Exception:
-            # a half-trained student must not be what the next round starts from
-            self._restore()
-            raise
+            # whatever it was, Refused and WireError too: after reserve there is one code
+            self._tell()
+            self._restore()  # a half-trained student must not be what the next round starts from
+            raise Refused(Code.FAILED) from None
 
     def _compute(self, plan: Plan, labels: Rows | None, contract: Contract, reservation: Reservation) -> bytes:
         noise = NoiseSource(reservation.key)
@@ -152,7 +163,11 @@ class Agent:
         return payload
 
     def _learn_only(self, plan: Plan, labels: Rows | None) -> bytes:
-        self.learner.learn_public(labels, plan.temperature, f"{plan.run} {plan.round} public")
+        try:
+            self.learner.learn_public(labels, plan.temperature, f"{plan.run} {plan.round} public")
+        except Exception:
+            self._restore()
+            raise
         self.ledger.put_state(self._save(plan))
         self._tidy()
         return wire.encode(Learned(plan.run, self.name, plan.round))
@@ -191,7 +206,10 @@ class Agent:
         return wire.encode(answer)
 
     def _tell(self) -> None:
-        """The first failure with its traceback, later ones in a line."""
+        """What a user can mend in its own words; of other failures the first with its traceback, later ones in a line."""
+        error = sys.exception()
+        if isinstance(error, FedkdError):
+            return self._console(f"client {self.name} failed: {error}")
         text = traceback.format_exc()
         last = text.strip().splitlines()[-1]
         self._console(f"client {self.name} failed: {last}" if self._failed else f"client {self.name} failed:\n{text}")
@@ -205,5 +223,6 @@ def _lock(state: Path) -> IO[str]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        file.close()
         raise FedkdError("another agent uses this state directory", where=str(state), fix="stop it first") from None
     return file

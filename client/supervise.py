@@ -9,6 +9,13 @@ from pathlib import Path
 from fedkd.errors import ConfigError
 from fedkd.flower import Service, environment, free_port, is_loopback
 
+# The relay runs code that the server ships: of this process's environment, where credentials and paths to data are
+# often kept, it gets what it takes to start and to find the network.
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+_INHERITED = frozenset(
+    (*("LANG", "LC_ALL", "TMPDIR", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"), *_PROXIES)
+)
+
 
 @dataclass(frozen=True)
 class RelayConfig:
@@ -34,7 +41,7 @@ def start_relay(config: RelayConfig) -> Service:
     _check(config)
     home = config.home.absolute()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    service = Service("relay", lambda: _command(config), environment(home), home / "supernode.log")
+    service = Service("relay", lambda: _command(config), environment(home, _INHERITED), home / "supernode.log")
     service.start()
     return service
 

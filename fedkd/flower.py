@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import IntEnum
@@ -70,7 +71,7 @@ def payload_of(message: Message) -> bytes:
     if not isinstance(record, ArrayRecord) or set(record) != {_ARRAY}:
         raise WireError("a payload must be exactly one array of bytes")
     array = record[_ARRAY]
-    if (array.stype, array.dtype, tuple(array.shape)) != (_STYPE, "uint8", (len(array.data),)):
+    if (array.stype, array.dtype, array.shape) != (_STYPE, "uint8", (len(array.data),)):
         raise WireError("a payload must be a one-dimensional array of bytes")
     return bytes(array.data)
 
@@ -107,7 +108,7 @@ def exchange(
 ) -> dict[int, bytes | Failure]:
     """Send each node its payload as ``query.<action>`` and collect one outcome per node, in the order of ``payloads``.
 
-    Returns after ``timeout`` seconds at the latest, whatever the nodes do; what has not come by then is a Failure.
+    Waits ``timeout`` seconds at most, whatever the nodes do; what has not come by then is a Failure.
     Messages expire at the same moment, so that no node starts on a round that is over. ``None`` waits until the
     last reply and is for a LocalGrid alone, where no node can vanish.
     """
@@ -181,8 +182,9 @@ def _arrivals_remote(grid: Grid, ids: list[str], deadline: float | None, over: t
     """
     queue: SimpleQueue[_Arrival] = SimpleQueue()
     pause = max(_POLL_SECONDS, _POLL_SECONDS_PER_NODE * len(ids))
-    for message_id in ids:
-        threading.Thread(target=_fetch, args=(grid, message_id, pause, over, queue), daemon=True).start()
+    for index, message_id in enumerate(ids):
+        first = pause * (index + 1) / len(ids)  # spread out: the transport has a hundred connections
+        threading.Thread(target=_fetch, args=(grid, message_id, (first, pause), over, queue), daemon=True).start()
     for _ in ids:
         try:
             message_id, arrival = queue.get(timeout=_remaining(deadline))
@@ -193,8 +195,13 @@ def _arrivals_remote(grid: Grid, ids: list[str], deadline: float | None, over: t
         yield message_id, arrival
 
 
-def _fetch(grid: Grid, message_id: str, pause: float, over: threading.Event, queue: SimpleQueue[_Arrival]) -> None:
+def _fetch(
+    grid: Grid, message_id: str, pauses: tuple[float, float], over: threading.Event, queue: SimpleQueue[_Arrival]
+) -> None:
+    """Ask for one reply after the first pause, then after each further pause, until it is there or ``over``."""
+    pause, later = pauses
     while not over.wait(pause):
+        pause = later
         try:
             replies = list(grid.pull_messages([message_id]))
         except (Exception, RunNotRunningException) as error:
@@ -349,23 +356,25 @@ _LOG_LIMIT = 10_000_000
 _WATCH_SECONDS = 0.2
 
 
-def environment(home: Path) -> dict[str, str]:
+def environment(home: Path, inherited: Collection[str] | None = None) -> dict[str, str]:
     """Environment for Flower's commands: offline and silent, with a home of their own instead of the user's.
 
-    Flower finds its helper commands through PATH, and its HTTP client would send loopback traffic to a proxy.
+    ``inherited`` names the variables to pass on from this process; None passes on all. Flower finds its helper
+    commands through PATH, and its HTTP client would send loopback traffic to a proxy.
     """
     ours = {
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
     }
     for name in ("NO_PROXY", "no_proxy"):
         ours[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost", "::1"]))
-    return {**os.environ, **ours}
+    passed_on = {name: value for name, value in os.environ.items() if inherited is None or name in inherited}
+    return {**passed_on, **ours}
 
 
 def free_port() -> int:
@@ -378,21 +387,28 @@ def free_port() -> int:
 def is_loopback(address: str) -> bool:
     """Whether ``host:port`` stays on this machine, judged without asking a name server."""
     host = address.rpartition(":")[0].strip("[]")
-    return host in {"localhost", "::1"} or host.startswith("127.")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @contextlib.contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt, so that one ``finally`` stops the children in either case."""
+    """Turn SIGTERM, and the loss of the terminal, into KeyboardInterrupt: one ``finally`` then stops the children.
+
+    For the main thread alone, as signal handlers are.
+    """
 
     def interrupt(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Service:
@@ -428,10 +444,10 @@ class Service:
     def stop(self, grace: float = 10.0) -> None:
         """Stop the process and everything it started, killing after ``grace`` seconds what is left. Idempotent."""
         self._stopping.set()
-        atexit.unregister(self.stop)
         with self._lock:
             if self._process is not None:
                 stop_group(self._process, grace)
+        atexit.unregister(self.stop)  # only now: an impatient second Ctrl-C leaves the rest to the interpreter's exit
 
     def _launch(self) -> None:
         with self._lock:

@@ -258,9 +258,11 @@ def merge(old: Rows | None, plan: Plan, examples: int, classes: int) -> Rows:
     """The whole matrix after the plan's changes. Raises WireError if it is not the one that the plan means."""
     if len(plan.ids) != len(plan.rows) or (len(plan.ids) and int(plan.ids.max()) >= examples):
         raise WireError("soft labels: ids and rows do not match")
-    whole = old.copy() if old is not None else np.zeros((examples, classes), plan.rows.dtype)
-    if plan.rows.shape[1:] != (classes,) or whole.dtype != plan.rows.dtype:
-        raise WireError("soft labels: another number of classes or another codec")
+    if plan.rows.shape[1:] != (classes,):
+        raise WireError("soft labels: another number of classes")
+    # what is held may be another run's, in another codec
+    kept = old is not None and old.shape == (examples, classes) and old.dtype == plan.rows.dtype
+    whole = old.copy() if old is not None and kept else np.zeros((examples, classes), plan.rows.dtype)
     whole[plan.ids] = plan.rows
     if labels_digest(whole) != plan.labels:
         raise WireError("soft labels: these changes belong to another matrix")

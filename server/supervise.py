@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import socket
 import subprocess
@@ -116,7 +117,9 @@ def _superlink(config: ServerProcesses) -> Service:
 
 
 def _superexec(config: ServerProcesses) -> Service:
-    return _service(config, "superexec", ["flower-superexec", "--insecure", "--runtime-api-address", config.address])
+    command = ["flower-superexec", "--insecure", "--runtime-api-address", config.address]
+    command += ["--parent-pid", str(os.getpid())]  # ends with this process even when that is killed
+    return _service(config, "superexec", command)
 
 
 def _service(config: ServerProcesses, name: str, command: list[str]) -> Service:

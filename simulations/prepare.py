@@ -21,6 +21,7 @@ from fedkd.distill import features
 from fedkd.errors import DataError
 from fedkd.state import write_atomic, write_json
 from fedkd.tensors import canonical, digest
+from server.run import RunDirectory
 
 DONE = "prepared"
 LIBRARIES = ("flwr", "torch", "opacus", "dp-accounting", "numpy", "scikit-learn", "cryptography", "safetensors")
@@ -153,6 +154,7 @@ def _write_server(scenario: Scenario, out: Path) -> None:
         test=Data(source="npz", path="test.npz"),
     )
     write_atomic(out / "server.yaml", config.dump(server).encode())
+    RunDirectory(out / "server", config_hash(scenario)[:16])
 
 
 def _write_examples(path: Path, examples: Examples) -> None:

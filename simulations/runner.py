@@ -19,7 +19,7 @@ from fedkd.distill.model import ProxyView
 from fedkd.errors import ConfigError
 from fedkd.privacy.accounting import Pld
 from fedkd.privacy.events import PrivacyEvent
-from fedkd.report import plots
+from fedkd.report import collect, plots
 from fedkd.report.budget import budget_report, render_text
 from fedkd.state import write_atomic, write_json
 from server.loop import Loop, Setting
@@ -69,7 +69,7 @@ class Simulation:
             engine.close()
 
     def _federate(self, engine: Engine) -> Loop | None:
-        run = RunDirectory(self._out / "server", config_hash(self._scenario)[:16])
+        run = RunDirectory(self._out / "server")
         view = ProxyView.load(self._out / "proxy.safetensors")
         test = sources.load(Data(source="npz", path="test.npz"), self._out)[0]
         setting = Setting(
@@ -172,7 +172,9 @@ class Simulation:
         }
 
     def _write_report(self, exports: Mapping[str, Any]) -> None:
-        report = budget_report(exports)
+        report = budget_report(
+            exports, provenance=collect.provenance([self._out]), config_hash=config_hash(self._scenario)
+        )
         write_json(self._out / "report.json", report)
         write_atomic(self._out / "report.txt", render_text(report).encode())
 

@@ -31,9 +31,12 @@ def report(
     form: Annotated[Literal["text", "json"], typer.Option("--format", help="text | json")] = "text",
 ) -> None:
     """Say how much privacy has been spent, computed anew from the ledgers."""
+    from fedkd.report import collect
     from fedkd.report.budget import budget_report, render_text
 
-    result = budget_report({export["client"]: export for one in path for export in _exports(one)})
+    result = budget_report(
+        collect.exports(path), provenance=collect.provenance(path), config_hash=collect.config_hash(path)
+    )
     if form == "json":
         _print_json(result)
     else:
@@ -47,7 +50,9 @@ def export(
     client: Annotated[str | None, typer.Option(help="only this client")] = None,
 ) -> None:
     """Print every event ever charged, so that anybody can compute epsilon again."""
-    exports = [one for one in _exports(path) if client in (None, one["client"])]
+    from fedkd.report import collect
+
+    exports = [one for one in collect.ledgers(path).values() if client in (None, one["client"])]
     if not exports:
         raise ConfigError(f"no ledger of client {client!r}", where=str(path))
     events = [{"client": one["client"], **event} for one in exports for event in one["events"]]
@@ -60,7 +65,9 @@ def export(
 @ledger.command("verify")
 def verify(path: LEDGER) -> None:
     """Walk the hash chain; exit code 1 when it breaks."""
-    for one in _exports(path):  # opening a ledger verifies it
+    from fedkd.report import collect
+
+    for one in collect.ledgers(path).values():  # reading a ledger verifies it
         print(f"{one['client']}: {len(one['events'])} events, chain intact, head {one['head']}")
 
 
@@ -98,16 +105,6 @@ def show(
     if kind not in config.KINDS:
         raise ConfigError(f"there is no configuration called {kind!r}", fix=f"use one of {', '.join(config.KINDS)}")
     print(config.dump(config.load(config.KINDS[kind], path, overrides or [])), end="")
-
-
-def _exports(path: Path) -> list[dict[str, Any]]:
-    """The ledgers at or below ``path``, opened read-only where possible."""
-    from fedkd.privacy.ledger import Ledger
-
-    files = [path] if path.is_file() else sorted([*path.glob("ledger.sqlite"), *path.glob("**/state/ledger.sqlite")])
-    if not files:
-        raise ConfigError("there is no ledger here", where=str(path), fix="give a run directory or a client's folder")
-    return [Ledger.read(file) for file in files]
 
 
 def _print_json(value: Any) -> None:

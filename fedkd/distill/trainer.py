@@ -116,12 +116,14 @@ def learn_round(
     public = None if distillation is None else lambda: distillation.batch(network, PUBLIC_BATCH)
     network.train()
     steps = _steps(network, contract, optimiser.build(network), noise)
-    with forked_rng(derive(0, contract.hash)):
-        for _ in range(event.steps):
-            sample = torch.from_numpy(noise.poisson(len(data.y), event.sample_rate))
-            steps.step(data.x[sample], data.y[sample], cross_entropy, public)
-    steps.close()
-    network.eval()
+    try:
+        with forked_rng(noise.seed()):
+            for _ in range(event.steps):
+                sample = torch.from_numpy(noise.poisson(len(data.y), event.sample_rate))
+                steps.step(data.x[sample], data.y[sample], cross_entropy, public)
+    finally:
+        steps.close()  # hooks that a failed round left behind would make every later one fail
+        network.eval()
 
 
 def _steps(network: nn.Module, contract: Contract, optimiser: torch.optim.Optimizer, noise: NoiseSource) -> Steps:

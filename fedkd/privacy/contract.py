@@ -100,10 +100,22 @@ def check_plan(policy: Policy, contract: Contract | None, plan: Plan) -> None:
         return
     if contract is None:
         raise Refused(Code.NO_CONTRACT)
-    if plan.proxy != contract.proxy:
+    if plan.proxy != contract.proxy or not _allows(policy, contract):
         raise Refused(Code.CONTRACT)
     if not 1 <= plan.round <= contract.rounds:
         raise Refused(Code.ROUNDS)
+
+
+def _allows(policy: Policy, contract: Contract) -> bool:
+    """Whether today's policy still is the one that the contract was drawn up under; only a higher limit may differ.
+
+    A client who has since asked for more protection gets it at once.
+    """
+    event = contract.event
+    agreed = (event.mechanism, event.sample_rate, event.steps, contract.clip, contract.delta, contract.noise)
+    wanted = (policy.mechanism, policy.sample_rate, policy.steps, policy.clip, policy.delta, policy.noise)
+    divisor = policy.nominal_examples * policy.sample_rate
+    return agreed == wanted and contract.nominal_batch == divisor and contract.epsilon <= policy.epsilon
 
 
 def _noise(policy: Policy, offer: Offer, past: Sequence[PrivacyEvent]) -> float:

@@ -1,8 +1,8 @@
 """DP-SGD on Opacus: one noised step at a time, with every place where Opacus leaves a hole closed.
 
-Opacus' ``make_private`` would take the sampling rate and the divisor from the private example count, and draw noise from
-torch's global generator; so the wrapped module and optimiser are built directly, both numbers come from the policy, and
-noise comes from the reservation's own key.
+Opacus' ``make_private`` would take the sampling rate and the divisor from the private example count, and draw noise
+from torch's global generator; so the wrapped module and optimiser are built directly, both numbers come from the
+policy, and noise comes from the reservation's own key.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
+from opacus.grad_sample.linear import compute_linear_grad_sample, compute_linear_norm_sample
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
@@ -64,6 +65,24 @@ class _KeyedGhost(_Keyed, DPOptimizerFastGradientClipping):  # type: ignore[misc
     pass
 
 
+def _linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Norms [n] of the per-example gradients of a linear layer, by parameter.
+
+    For sequences Opacus multiplies Gram matrices, whose terms may cancel: in float32 the norm of an absurd example can
+    come out as nearly zero, and the example unclipped. There the gradients themselves are made, and measured.
+    """
+    if backprops.dim() == 2:
+        return dict(compute_linear_norm_sample(layer, activations, backprops))
+    gradients = compute_linear_grad_sample(layer, activations, backprops)
+    return {p: gradient.flatten(1).norm(2, dim=1) for p, gradient in gradients.items()}
+
+
+class _GhostModule(GradSampleModuleFastGradientClipping):  # type: ignore[misc]
+    """Measures every layer but nn.Linear by its gradients themselves."""
+
+    NORM_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = {nn.Linear: _linear_norms}
+
+
 def prefers_ghost(network: nn.Module) -> bool:
     """Ghost clipping was the faster one for every architecture whose layers have norm samplers; else hooks."""
     with_weights = [m for m in network.modules() if any(True for _ in m.parameters(recurse=False))]
@@ -73,8 +92,8 @@ def prefers_ghost(network: nn.Module) -> bool:
 class PrivateSteps:
     """Takes optimiser steps whose private part is a Gaussian mechanism of L2 sensitivity ``clip``.
 
-    One example more or less changes the clipped sum by at most ``clip``; N(0, (noise_multiplier * clip)^2) is added to it
-    in every coordinate, also when the Poisson sample is empty. The divisor ``nominal_batch`` is a public constant.
+    One example more or less changes the clipped sum by at most ``clip``; N(0, (noise_multiplier * clip)^2) is added to
+    it in every coordinate, also when the Poisson sample is empty. The divisor ``nominal_batch`` is a public constant.
     """
 
     def __init__(
@@ -97,9 +116,7 @@ class PrivateSteps:
         self._params = [p for p in network.parameters() if p.requires_grad]
         settings: dict[str, Any] = {"batch_first": True, "loss_reduction": "sum"}
         if self._ghost:
-            self._wrapped: Any = GradSampleModuleFastGradientClipping(
-                network, max_grad_norm=clip, use_ghost_clipping=True, **settings
-            )
+            self._wrapped: Any = _GhostModule(network, max_grad_norm=clip, use_ghost_clipping=True, **settings)
         else:
             self._wrapped = GradSampleModule(network, **settings)
         kind = _KeyedGhost if self._ghost else _KeyedHooks
@@ -119,7 +136,7 @@ class PrivateSteps:
         would pair private with public rows by index and clip their sum, whose sensitivity is not ``clip``.
         """
         with warnings.catch_warnings():
-            # inputs need no gradient here, which makes torch's backward hooks warn; Opacus' hooks are right all the same
+            # inputs need no gradient here, which makes torch's backward hooks warn; Opacus' hooks are right anyway
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             extra = self._public_gradients(public)
             self._private_gradients(x, y, loss)
@@ -151,9 +168,27 @@ class PrivateSteps:
             last = index == len(pieces) - 1
             if not last:
                 self.optimiser.signal_skip_step(do_skip=True)
-            self.optimiser.zero_grad()
-            self._backward(loss(self._wrapped(some_x), some_y))
+            self._clipped_gradients(some_x, some_y, loss)
             self.optimiser.pre_step()
+
+    def _clipped_gradients(self, x: Tensor, y: Tensor, loss: PerExampleLoss) -> None:
+        """An example whose gradient is not finite contributes nothing: clipping could not bound it, and it would make
+        the whole sum NaN, which anyone can see."""
+        while True:
+            self.optimiser.zero_grad()
+            self._backward(loss(self._wrapped(x), y))
+            finite = self._norms(len(x)).isfinite()
+            if bool(finite.all()):
+                return
+            x, y = x[finite], y[finite]
+
+    def _norms(self, n: int) -> Tensor:
+        if self._ghost:
+            measured: Tensor = self._wrapped.per_sample_gradient_norms
+            return measured
+        if not n:
+            return torch.zeros(0)
+        return torch.stack([g.reshape(n, -1).norm(2, dim=1) for g in self.optimiser.grad_samples]).norm(2, dim=0)
 
     def _backward(self, losses: Tensor) -> None:
         if self._ghost:

@@ -64,9 +64,13 @@ class Ledger:
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
             self._open(client)
+            self.verify()
         except sqlite3.DatabaseError as error:
+            self._db.close()
             raise LedgerError(f"the ledger cannot be read: {error}", where=str(path)) from None
-        self.verify()
+        except LedgerError:
+            self._db.close()
+            raise
 
     def _open(self, client: str) -> None:
         # secure_delete overwrites an erased noise key; FULL makes a reservation durable before any data is touched
@@ -83,6 +87,8 @@ class Ledger:
         if meta["client"] != client:
             raise LedgerError(f"the ledger belongs to client {meta['client']!r}, not {client!r}", where=str(self._path))
         self.client = client
+        # a key that was erased just before a crash may still be in the write-ahead log
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @classmethod
     def read(cls, path: Path) -> dict[str, Any]:

@@ -29,16 +29,22 @@ def simulation_key(seed: int, client: str, run: str, round: int) -> bytes:
 
 
 class NoiseSource:
-    """ChaCha20 under ``key``: one stream for noise and one for sampling, so that neither's length shifts the other."""
+    """ChaCha20 under ``key``: a stream each for noise, sampling and seeds, so that no one's length shifts another."""
 
     def __init__(self, key: bytes) -> None:
         if len(key) != KEY_BYTES:
             raise ValueError(f"a noise key has {KEY_BYTES} bytes")
-        self._noise, self._sampling = (_stream(key, label) for label in (b"noise\0\0\0", b"sampling"))
+        labels = (b"noise\0\0\0", b"sampling", b"torch\0\0\0")
+        self._noise, self._sampling, self._torch = (_stream(key, label) for label in labels)
 
     def normal(self, shape: tuple[int, ...], std: float) -> NDArray[np.float64]:
         """Independent N(0, std^2) of the given shape."""
         return ndtri(self._noise.uniform(int(np.prod(shape)))).reshape(shape) * std  # type: ignore[no-any-return]
+
+    def seed(self) -> int:
+        """For the dropout masks of private examples, which must be as secret as the noise: whoever knew them could tell
+        by the other examples' masks that one has gone."""
+        return int.from_bytes(self._torch.bytes(8), "little") >> 1
 
     def poisson(self, n: int, rate: float) -> NDArray[np.intp]:
         """Indices of a Poisson sample: each of n examples by itself with probability ``rate``. May be empty."""
@@ -52,8 +58,12 @@ class _stream:
         # 16 bytes: a 64-bit block counter that starts at zero, then the label
         self._encryptor = Cipher(algorithms.ChaCha20(key, bytes(8) + label), mode=None).encryptor()
 
+    def bytes(self, n: int) -> bytes:
+        """The next n bytes of the key stream."""
+        return self._encryptor.update(bytes(n))
+
     def uniform(self, n: int) -> NDArray[np.float64]:
         """n uniforms in the open interval (0, 1), on the midpoints of a grid of 2^-53."""
-        words = np.frombuffer(self._encryptor.update(bytes(8 * n)), dtype="<u8")
+        words = np.frombuffer(self.bytes(8 * n), dtype="<u8")
         # the top 53 bits, shifted by half a step: never 0 and never 1, where the inverse CDF is infinite
         return np.minimum((words >> np.uint64(11)).astype(np.float64) * 2.0**-53 + 2.0**-54, 1 - 2.0**-53)

@@ -1,0 +1,54 @@
+"""Finds the ledgers below paths that a user names, and what is known about their proxy sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedkd.data.proxy import ProxySet
+from fedkd.errors import ConfigError, DataError
+from fedkd.privacy.ledger import Ledger
+
+LEDGER = "ledger.sqlite"
+
+
+def ledgers(path: Path) -> dict[Path, dict[str, Any]]:
+    """Verified exports by file: of a ledger, or of all below a folder. Raises ConfigError if there is none."""
+    files = [path] if path.is_file() else sorted(path.rglob(LEDGER))
+    if not files:
+        raise ConfigError("there is no ledger here", where=str(path), fix="give a run directory or a client's folder")
+    return {file: Ledger.read(file) for file in files}
+
+
+def exports(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Exports by client name; where two ledgers have one name, the names are paths, so that none is lost."""
+    found = {file: export for path in paths for file, export in ledgers(path).items()}
+    names = [export["client"] for export in found.values()]
+    return {
+        export["client"] if names.count(export["client"]) == 1 else f"{export['client']} ({file})": export
+        for file, export in found.items()
+    }
+
+
+def provenance(paths: Sequence[Path]) -> dict[str, str]:
+    """What the proxy sets beside the ledgers say of themselves, by hash."""
+    files = {file for path in paths if path.is_dir() for file in path.rglob("proxy.safetensors")}
+    return dict(_provenance(file) for file in sorted(files))
+
+
+def config_hash(paths: Sequence[Path]) -> str | None:
+    """Hash of the configuration, where exactly one run directory is named."""
+    try:
+        return str(json.loads((paths[0] / "versions.json").read_text())["config"]) if len(paths) == 1 else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _provenance(file: Path) -> tuple[str, str]:
+    try:
+        proxy = ProxySet.load(file)
+    except DataError as error:
+        return str(file), f"unreadable: {error.what}"
+    return proxy.hash, "; ".join(f"{key}: {value}" for key, value in sorted(proxy.provenance.items()))

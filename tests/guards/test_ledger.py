@@ -1,0 +1,583 @@
+"""Charged before released: whatever crashes, nothing is under-counted, and nothing is released twice for one charge."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import client.agent
+import fedkd.privacy.ledger
+from client.agent import Agent
+from client.learner import Learner
+from fedkd import wire
+from fedkd.errors import BudgetExceeded, FedkdError, LedgerError
+from fedkd.privacy.accounting import Pld
+from fedkd.privacy.contract import Contract, Refused
+from fedkd.privacy.events import PrivacyEvent
+from fedkd.privacy.ledger import Ledger
+from fedkd.tensors import digest
+from fedkd.wire import Agreement, Answers, Code, Learned, Refusal
+
+KEY = bytes(range(200, 232))
+PLAN, DATA = "a" * 64, "d" * 64
+EVENT = PrivacyEvent("dp_sgd", 5.0, 1.0, 2)
+
+
+def contract(run: str = "run-1", *, rounds: int = 3, epsilon: float = 3.0) -> Contract:
+    return Contract(run, "0" * 64, 4, 2, rounds, "float32", EVENT, 1.0, 10.0, epsilon, 1e-5, "os")
+
+
+@pytest.fixture
+def open_ledger(tmp_path: Path) -> Iterator[Callable[[], Ledger]]:
+    """Opens the one ledger of this test; called again, it opens it anew."""
+    opened: list[Ledger] = []
+
+    def again(client: str = "alice") -> Ledger:
+        for ledger in opened:
+            ledger.close()
+        opened[:] = [Ledger(tmp_path / "ledger.sqlite", client, Pld())]
+        return opened[0]
+
+    yield again
+    for ledger in opened:
+        ledger.close()
+
+
+def reserve(ledger: Ledger, round: int = 1, *, run: str = "run-1", plan: str = PLAN, data: str = DATA) -> Any:
+    return ledger.reserve(run, round, plan, data, lambda: os.urandom(32))
+
+
+def spent(ledger: Ledger) -> float:
+    return Pld().spent(ledger.events(), 1e-5).epsilon
+
+
+def answers(reply: bytes) -> Answers:
+    return wire.decode(reply, Answers)
+
+
+def refusal(reply: bytes) -> Code:
+    return wire.decode(reply, Refusal).code
+
+
+# -- the order of things -------------------------------------------------------------------------------------------------
+
+
+def test_the_charge_is_on_disk_before_private_data_is_touched(new_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, seen = new_device(), []
+
+    def touch(self: Learner, *arguments: Any) -> None:
+        with sqlite3.connect(device.ledger) as other:  # another connection sees only what has been committed
+            seen.extend(body for (body,) in other.execute("SELECT body FROM entries"))
+        other.close()
+
+    monkeypatch.setattr(Learner, "learn", touch)
+    agent = device.start()
+    device.agree(agent)
+    device.ask(agent, device.plan())
+    agent.close()
+    assert [("contract" in body, '"kind":"reserve"' in body) for body in seen] == [(True, False), (False, True)]
+
+
+def test_bytes_are_in_the_outbox_and_the_commit_on_disk_before_the_reply(
+    new_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, order = new_device(), []
+    write, put = fedkd.privacy.ledger.write_atomic, Ledger._append
+
+    def spy_write(path: Path, data: bytes) -> None:
+        order.append("outbox")
+        write(path, data)
+
+    def spy_append(self: Ledger, body: Any) -> str:
+        order.append(body["kind"])
+        return put(self, body)
+
+    monkeypatch.setattr(fedkd.privacy.ledger, "write_atomic", spy_write)
+    monkeypatch.setattr(Ledger, "_append", spy_append)
+    agent = device.start()
+    device.agree(agent)
+    reply = device.ask(agent, device.plan())
+    agent.close()
+    assert order == ["contract", "reserve", "outbox", "commit"]
+    assert (device.base / "state" / "outbox" / digest(reply)).read_bytes() == reply
+
+
+def test_a_reservation_survives_the_loss_of_power(open_ledger: Any) -> None:
+    ledger = open_ledger()
+    settings = [ledger._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")]
+    assert settings == [2, "wal"]  # 2 is FULL
+    assert ledger._db.execute("PRAGMA secure_delete").fetchone()[0] == 1
+
+
+def test_a_reservation_stays_charged_for_ever(open_ledger: Any) -> None:
+    ledger = open_ledger()
+    ledger.register(contract())
+    reserve(ledger, 1)
+    once = spent(ledger)
+    assert once > 0
+    assert spent(open_ledger()) == once
+    reserve(open_ledger(), 2)
+    assert spent(open_ledger()) > once
+    assert [event["state"] for event in open_ledger().export()["events"]] == ["reserved", "reserved"]
+
+
+# -- crashes -------------------------------------------------------------------------------------------------------------
+
+
+def stop() -> None:
+    os._exit(9)
+
+
+def after_reserve(patch: pytest.MonkeyPatch) -> None:
+    original = Ledger.reserve
+    patch.setattr(Ledger, "reserve", lambda *arguments: (original(*arguments), stop()))
+
+
+def after_compute(patch: pytest.MonkeyPatch) -> None:
+    original = Learner.answer
+    patch.setattr(Learner, "answer", lambda self: (original(self), stop()))
+
+
+def after_outbox(patch: pytest.MonkeyPatch) -> None:
+    original = fedkd.privacy.ledger.write_atomic
+    patch.setattr(fedkd.privacy.ledger, "write_atomic", lambda path, data: (original(path, data), stop()))
+
+
+def before_commit(patch: pytest.MonkeyPatch) -> None:
+    original = Ledger._append
+    patch.setattr(
+        Ledger, "_append", lambda self, body: stop() if body["kind"] == "commit" else original(self, body)
+    )
+
+
+def after_commit(patch: pytest.MonkeyPatch) -> None:
+    """Committed, but the write-ahead log still holds the key."""
+    original = Ledger._transaction
+
+    @contextmanager
+    def transaction(self: Ledger) -> Iterator[None]:
+        with original(self):
+            yield
+        if any(self._bodies("commit")):
+            stop()
+
+    patch.setattr(Ledger, "_transaction", transaction)
+
+
+def before_reply(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Agent, "_tidy", lambda self: stop())
+
+
+CRASHES = [after_reserve, after_compute, after_outbox, before_commit, after_commit, before_reply]
+
+
+def in_a_process_that_dies(work: Callable[[], None]) -> None:
+    """Run ``work`` in a forked process, which must come to ``stop``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of forks beside threads
+        child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def answer_once(device: Any, plan: Any) -> tuple[bytes, float, int]:
+    """The reply, epsilon spent, and the number of charges."""
+    agent = device.start()
+    assert isinstance(device.agree(agent), Agreement)
+    reply = device.ask(agent, plan)
+    events = agent.ledger.events()
+    agent.close()
+    return reply, Pld().spent(events, 1e-5).epsilon, len(events)
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+def test_a_crash_costs_nothing_more_and_gives_the_identical_bytes(
+    crash: Callable[[pytest.MonkeyPatch], None], new_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, undisturbed = new_device(), new_device()
+    plan = device.plan(1, soft=0.25)
+
+    def die() -> None:
+        client.agent.fresh_key = lambda: KEY
+        patch = pytest.MonkeyPatch()
+        agent = device.start()
+        device.agree(agent)
+        crash(patch)
+        device.ask(agent, plan)
+
+    in_a_process_that_dies(die)
+    resumed = answer_once(device, plan)  # whose own new key would be another
+    monkeypatch.setattr(client.agent, "fresh_key", lambda: KEY)
+    assert resumed == answer_once(undisturbed, plan)
+    assert resumed[2] == 1
+    assert not find(KEY, device.base)
+
+
+@pytest.mark.parametrize("step", [(Learner, "learn"), (Learner, "answer"), (Agent, "_save"), (Ledger, "commit")])
+def test_an_error_after_the_charge_costs_nothing_more_and_a_retry_gives_the_identical_bytes(
+    step: tuple[type, str], new_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.agent, "fresh_key", lambda: KEY)
+    device, undisturbed = new_device(), new_device()
+    owner, name = step
+    original = getattr(owner, name)
+
+    def fails_after(self: Any, *arguments: Any) -> None:
+        if name != "commit":
+            original(self, *arguments)
+        raise OSError("no space left on device")
+
+    agent = device.start()
+    device.agree(agent)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fails_after)
+        assert refusal(device.ask(agent, device.plan())) is Code.FAILED
+    reply, charges = device.ask(agent, device.plan()), len(agent.ledger.events())
+    agent.close()
+    assert (reply, charges) == (answer_once(undisturbed, device.plan())[0], 1)
+
+
+def test_a_failed_round_does_not_change_the_student(new_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = new_device()
+    agent = device.start()
+    device.agree(agent)
+    before = agent.learner.save()
+    for owner, name, answer in ((Learner, "answer", True), (Agent, "_save", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, lambda *arguments: 1 / 0)
+            assert refusal(device.ask(agent, device.plan(1, soft=0.9, answer=answer))) is Code.FAILED
+        assert agent.learner.save() == before
+    agent.close()
+
+
+# -- retries, other plans, other rounds ----------------------------------------------------------------------------------
+
+
+def test_a_retry_gives_the_stored_bytes_without_touching_data(
+    new_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = new_device()
+    agent = device.start()
+    device.agree(agent)
+    first = device.ask(agent, device.plan())
+    monkeypatch.setattr(Learner, "learn", lambda *arguments: pytest.fail("private data was touched"))
+    assert device.ask(agent, device.plan()) == first
+    agent.close()
+    assert answer_once(device, device.plan())[::2] == (first, 1)
+
+
+def test_another_plan_for_an_answered_round_is_refused(new_device: Any) -> None:
+    device = new_device()
+    agent = device.start()
+    device.agree(agent)
+    answers(device.ask(agent, device.plan(1)))
+    for other in (device.plan(1, soft=0.9), device.plan(1, temperature=2.0)):
+        assert refusal(device.ask(agent, other)) is Code.PLAN
+    assert len(agent.ledger.events()) == 1
+    agent.close()
+
+
+def test_another_plan_for_an_open_reservation_is_refused(open_ledger: Any) -> None:
+    ledger = open_ledger()
+    ledger.register(contract())
+    reserve(ledger)
+    with pytest.raises(Refused) as refused:
+        reserve(ledger, plan="b" * 64)
+    assert refused.value.code is Code.PLAN
+    assert len(ledger.events()) == 1
+
+
+def test_rounds_go_forward_only(new_device: Any) -> None:
+    device = new_device()
+    agent = device.start()
+    device.agree(agent)
+    answers(device.ask(agent, device.plan(2)))
+    assert refusal(device.ask(agent, device.plan(1))) is Code.ORDER
+    answers(device.ask(agent, device.plan(3)))
+    assert refusal(device.ask(agent, device.plan(4))) is Code.ROUNDS
+    agent.close()
+
+
+def test_an_abandoned_reservation_is_never_entered_again(open_ledger: Any) -> None:
+    ledger = open_ledger()
+    ledger.register(contract())
+    reserve(ledger, 1)
+    reserve(ledger, 2)
+    with pytest.raises(Refused) as refused:
+        reserve(ledger, 1)
+    assert refused.value.code is Code.ORDER
+
+
+def test_a_reservation_is_committed_once(open_ledger: Any, tmp_path: Path) -> None:
+    ledger = open_ledger()
+    ledger.register(contract())
+    reservation = reserve(ledger)
+    ledger.commit(reservation, b"answer", {})
+    with pytest.raises(LedgerError, match="no open reservation"):
+        ledger.commit(reservation, b"another answer", {})
+    with pytest.raises(Refused):
+        reserve(ledger)
+    assert ledger.released("run-1", 1, PLAN) == b"answer"
+    assert len(ledger.export()["events"]) == 1
+
+
+def test_every_reservation_has_a_key_of_its_own(open_ledger: Any) -> None:
+    ledger = open_ledger()
+    ledger.register(contract())
+    first = reserve(ledger, 1)
+    assert reserve(ledger, 1).key == first.key
+    assert reserve(ledger, 2).key != first.key
+
+
+def test_every_round_of_a_deployed_agent_draws_its_key_from_the_operating_system(
+    new_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[bytes] = []
+    monkeypatch.setattr(client.agent, "fresh_key", lambda: drawn.append(os.urandom(32)) or drawn[-1])
+    device = new_device()
+    agent = device.start()
+    device.agree(agent)
+    replies = {device.ask(agent, device.plan(round)) for round in (1, 2, 3)}
+    agent.close()
+    assert len(replies) == len(set(drawn)) == 3
+
+
+def test_simulated_keys_differ_by_client_run_and_round(new_device: Any) -> None:
+    policy = {"noise": "simulation", "seed": 1}
+    agents = [new_device(policy=policy, name=name).start() for name in ("alice", "bob")]
+    plans = [agents[0] and new_device().plan(round, run=run) for run in ("run-1", "run-2") for round in (1, 2)]
+    assert len({agent._new_key(plan) for agent in agents for plan in plans}) == 8
+    for agent in agents:
+        agent.close()
+
+
+# -- the key -------------------------------------------------------------------------------------------------------------
+
+
+def find(secret: bytes, folder: Path) -> list[str]:
+    """Files below a folder that hold the secret."""
+    return [str(path) for path in folder.rglob("*") if path.is_file() and secret in path.read_bytes()]
+
+
+def test_the_key_is_erased_at_commit(new_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, there_before = new_device(), []
+    monkeypatch.setattr(client.agent, "fresh_key", lambda: KEY)
+    original = Learner.learn
+
+    def look(*arguments: Any) -> None:
+        there_before.extend(find(KEY, device.base))
+        original(*arguments)
+
+    monkeypatch.setattr(Learner, "learn", look)
+    agent = device.start()
+    device.agree(agent)
+    device.ask(agent, device.plan())
+    found = find(KEY, device.base)  # while the database is open, with its -wal and -shm
+    agent.close()
+    assert there_before and not found and not find(KEY, device.base)
+
+
+def test_other_data_never_meets_the_same_noise(new_device: Any, private_examples: Any) -> None:
+    device = new_device()
+
+    def die() -> None:
+        agent = device.start()
+        device.agree(agent)
+        after_reserve(pytest.MonkeyPatch())
+        device.ask(agent, device.plan())
+
+    in_a_process_that_dies(die)
+    x, y = private_examples(20, 1)
+    device.hold(x[:-1], y[:-1])
+    agent = device.start()
+    assert refusal(device.ask(agent, device.plan(1))) is Code.FAILED
+    answers(device.ask(agent, device.plan(2)))
+    assert len(agent.ledger.events()) == 2
+    agent.close()
+
+
+# -- the budget ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_schedule_that_does_not_fit_is_never_registered(open_ledger: Any) -> None:
+    ledger = open_ledger()
+    fits = Pld().spent([EVENT] * 3, 1e-5).epsilon
+    with pytest.raises(Refused) as refused:
+        ledger.register(contract(rounds=3, epsilon=fits - 1e-4))
+    assert refused.value.code is Code.EXHAUSTED
+    assert ledger.contract("run-1") is None
+    ledger.register(contract(rounds=3, epsilon=fits))
+
+
+def test_a_charge_over_the_limit_is_refused_and_not_made(open_ledger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = open_ledger()
+    ledger.register(contract(rounds=3, epsilon=Pld().spent([EVENT] * 3, 1e-5).epsilon))
+    monkeypatch.setattr(Contract, "rounds", 99, raising=False)
+    for round in (1, 2, 3):
+        reserve(ledger, round)
+    tight = replace(contract(), rounds=99)
+    monkeypatch.setattr(ledger, "open_contract", lambda: tight)
+    tight = replace(tight, epsilon=spent(ledger))
+    with pytest.raises(BudgetExceeded):
+        reserve(ledger, 4)
+    assert len(ledger.events()) == 3
+
+
+def test_two_runs_share_the_limit_of_a_lifetime(new_device: Any) -> None:
+    device = new_device(policy={"epsilon": 1.0})
+    agent = device.start()
+    device.agree(agent, run="run-1", rounds=2)
+    answers(device.ask(agent, device.plan(1, run="run-1")))
+    assert isinstance(device.agree(agent, run="run-2", rounds=2), Agreement)
+    for round in (1, 2):
+        answers(device.ask(agent, device.plan(round, run="run-2")))
+    events = agent.ledger.events()
+    assert len(events) == 3 and events[1].noise_multiplier > events[0].noise_multiplier
+    assert 0.95 < Pld().spent(events, 1e-5).epsilon <= 1.0
+    # what the first contract had not used has been given to the second
+    assert refusal(device.ask(agent, device.plan(2, run="run-1"))) is Code.NO_CONTRACT
+    assert device.agree(agent, run="run-3") == Refusal("alice", Code.EXHAUSTED)
+    agent.close()
+
+
+def test_an_exhausted_client_touches_no_private_data_and_still_learns_from_labels(
+    new_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = new_device()
+    agent = device.start()
+    device.agree(agent)
+    monkeypatch.setattr(agent.ledger, "_fits", lambda events, contract: False)
+    monkeypatch.setattr(Learner, "learn", lambda *arguments: pytest.fail("private data was touched"))
+    before = agent.learner.answer()
+    assert refusal(device.ask(agent, device.plan(1, soft=0.95))) is Code.EXHAUSTED
+    after = agent.learner.answer()
+    assert (after[:, 1] > before[:, 1]).all()
+    assert agent.ledger.events() == []
+    agent.close()
+
+
+def test_learning_from_labels_alone_costs_nothing(new_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = new_device()
+    agent = device.start()
+    monkeypatch.setattr(Learner, "learn", lambda *arguments: pytest.fail("private data was touched"))
+    reply = device.ask(agent, device.plan(1, soft=0.9, answer=False))
+    assert wire.decode(reply, Learned) == Learned("run-1", "alice", 1)
+    assert agent.ledger.events() == []
+    agent.close()
+
+
+# -- the file ------------------------------------------------------------------------------------------------------------
+
+
+def written(open_ledger: Any) -> Ledger:
+    ledger = open_ledger()
+    ledger.register(contract())
+    for round in (1, 2):
+        ledger.commit(reserve(ledger, round), b"answer %d" % round, {"student": "s"})
+    return ledger
+
+
+@pytest.mark.parametrize(
+    "statement", ["UPDATE entries SET body = '{}' WHERE seq = 2", "DELETE FROM entries WHERE seq = 5"]
+)
+def test_the_ledger_is_append_only(statement: str, open_ledger: Any) -> None:
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        written(open_ledger)._db.execute(statement)
+
+
+COLUMNS = ("seq", "body", "prev", "hash")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_every_edit_of_an_entry_is_detected(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("edited") / "ledger.sqlite"
+    ledger = Ledger(path, "alice", Pld())
+    written(lambda: ledger)
+    for name in ("entries_keep", "entries_stay"):
+        ledger._db.execute(f"DROP TRIGGER {name}")
+    seq, column = data.draw(st.integers(1, 5)), data.draw(st.sampled_from(COLUMNS))
+    (old,) = ledger._db.execute(f"SELECT {column} FROM entries WHERE seq = {seq}").fetchone()
+    new = data.draw(st.integers(6, 99) if column == "seq" else changed_text(old))
+    ledger._db.execute(f"UPDATE entries SET {column} = ? WHERE seq = ?", (new, seq))
+    with pytest.raises(LedgerError, match="altered"):
+        ledger.verify()
+    ledger.close()
+    with pytest.raises(LedgerError, match="altered"):
+        Ledger(path, "alice", Pld())
+
+
+@st.composite
+def changed_text(draw: st.DrawFn, text: str) -> str:
+    """The text with one character changed, inserted or left out."""
+    at = draw(st.integers(0, len(text) - 1))
+    new = draw(st.characters(min_codepoint=32, max_codepoint=126))
+    changed = draw(st.sampled_from([text[:at] + new + text[at + 1 :], text[:at] + new + text[at:], text[:at] + text[at + 1 :]]))
+    return changed if changed != text else changed + "."
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM entries WHERE seq = 1",
+        "DELETE FROM entries WHERE seq = 3",
+        "UPDATE entries SET seq = 90 + seq WHERE seq > 2",
+        "INSERT INTO entries SELECT 6, body, hash, 'x' FROM entries WHERE seq = 5",
+        "UPDATE entries SET body = CAST(body AS BLOB) WHERE seq = 2",
+    ],
+)
+def test_entries_cannot_be_taken_out_moved_or_forged(statement: str, open_ledger: Any) -> None:
+    ledger = written(open_ledger)
+    for name in ("entries_keep", "entries_stay"):
+        ledger._db.execute(f"DROP TRIGGER {name}")
+    ledger._db.execute(statement)
+    with pytest.raises(LedgerError, match="altered"):
+        open_ledger()
+    with pytest.raises(LedgerError, match="altered"):
+        Ledger.read(ledger._path)
+
+
+def test_altered_bytes_in_the_outbox_are_not_sent(new_device: Any) -> None:
+    device = new_device()
+    agent = device.start()
+    device.agree(agent)
+    reply = device.ask(agent, device.plan())
+    (device.base / "state" / "outbox" / digest(reply)).write_bytes(reply[:-1] + b"\x01")
+    assert refusal(device.ask(agent, device.plan())) is Code.FAILED
+    agent.close()
+
+
+def test_the_ledger_of_another_client_is_refused(open_ledger: Any) -> None:
+    open_ledger("alice")
+    with pytest.raises(LedgerError, match="belongs to client 'alice'"):
+        open_ledger("bob")
+
+
+def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_bytes(np.random.default_rng(0).bytes(9000))
+    with pytest.raises(LedgerError, match="cannot be read"):
+        Ledger(tmp_path / "ledger.sqlite", "alice", Pld())
+
+
+def test_one_state_directory_has_one_agent(new_device: Any) -> None:
+    device = new_device()
+    agent = device.start()
+    with pytest.raises(FedkdError, match="another agent"):
+        device.start()
+    agent.close()
+    device.start().close()
