@@ -165,10 +165,10 @@ class Agent:
     def _learn_only(self, plan: Plan, labels: Rows | None) -> bytes:
         try:
             self.learner.learn_public(labels, plan.temperature, f"{plan.run} {plan.round} public")
+            self.ledger.put_state(self._save(plan))
         except Exception:
             self._restore()
             raise
-        self.ledger.put_state(self._save(plan))
         self._tidy()
         return wire.encode(Learned(plan.run, self.name, plan.round))
 
@@ -206,7 +206,7 @@ class Agent:
         return wire.encode(answer)
 
     def _tell(self) -> None:
-        """What a user can mend in its own words; of other failures the first with its traceback, later ones in a line."""
+        """What a user can mend in its own words; of other failures the first with its traceback."""
         error = sys.exception()
         if isinstance(error, FedkdError):
             return self._console(f"client {self.name} failed: {error}")

@@ -62,7 +62,7 @@ class Learner:
         usual = DEFAULTS.get(student.kind, {})
         rate = student.learning_rate or usual.get("learning_rate") or training.learning_rate
         momentum = training.momentum if student.momentum is None else student.momentum
-        return Optimiser(rate, momentum)
+        return Optimiser(rate, momentum, training.average)
 
     def learn(
         self, contract: Contract, round: int, labels: Rows | None, temperature: float, noise: NoiseSource

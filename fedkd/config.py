@@ -108,6 +108,7 @@ class Training(Model):
 
     learning_rate: Positive = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    average: bool = Field(True, description="end a round with the mean of the weights over its second half")
     terms: Terms = Field({"kl": 1.0}, description="weights of the terms on the teacher's soft labels")
     distil_steps: int = Field(100, ge=0, description="steps on soft labels alone, after the last round")
     distil_learning_rate: Positive = 0.01

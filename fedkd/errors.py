@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class FedkdError(Exception):
     """An error that a user can cause and can mend.
@@ -20,6 +22,10 @@ class FedkdError(Exception):
         if self.fix:
             lines.append(f"  fix:   {self.fix}")
         return "\n".join(lines)
+
+    def at(self, place: str) -> Self:
+        """The same error, told with the place where it came up."""
+        return type(self)(self.what, where=f"{place}: {self.where}" if self.where else place, fix=self.fix)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.what, self.where, self.fix))

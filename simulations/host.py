@@ -15,6 +15,7 @@ from fedkd.data import sources
 from fedkd.data.sources import Examples
 from fedkd.distill.model import Model
 from fedkd.distill.trainer import Labelled, accuracy
+from fedkd.errors import FedkdError
 from fedkd.privacy.contract import Contract
 from fedkd.privacy.noise import NoiseSource, simulation_key
 
@@ -50,7 +51,10 @@ class Host:
 
     def _agent(self, client: str) -> Agent:
         if client not in self._agents:
-            self._agents[client] = Agent(self._folders[client] / "client.yaml")
+            try:
+                self._agents[client] = Agent(self._folders[client] / "client.yaml")
+            except FedkdError as error:
+                raise error.at(client) from None
         return self._agents[client]
 
     def _accuracy(self, model: Model) -> float:
@@ -68,7 +72,10 @@ class Host:
         contract = agent.ledger.open_contract()
         if contract is None:
             return None
-        return self._accuracy(_trained_alone(agent.learner.alone(), contract, seed, agent.name))
+        try:
+            return self._accuracy(_trained_alone(agent.learner.alone(), contract, seed, agent.name))
+        except Exception:
+            return None  # a client whose training fails has told so when it mattered
 
 
 def _trained_alone(learner: Learner, contract: Contract, seed: int, client: str) -> Model:

@@ -18,7 +18,7 @@ from fedkd.config import ClientConfig, Data, Policy, Scenario, ServerConfig
 from fedkd.data import partition, proxy, sources
 from fedkd.data.sources import Examples, as_float
 from fedkd.distill import features
-from fedkd.errors import DataError
+from fedkd.errors import FedkdError
 from fedkd.state import write_atomic, write_json
 from fedkd.tensors import canonical, digest
 from server.run import RunDirectory
@@ -96,10 +96,8 @@ def _pack(scenario: Scenario, public: Examples) -> proxy.ProxySet:
         fitted = features.fit_features(
             scenario.features.kind, as_float(public.x), components=scenario.features.components
         )
-    except ValueError as error:
-        raise DataError(
-            f"the public features cannot be fitted: {error}", where="keys features.kind, features.components"
-        ) from None
+    except FedkdError as error:
+        raise error.at("keys features.kind and features.components") from None
     sizes = {"proxy": scenario.proxy.size, "tune": scenario.proxy.tune_size}
     rule = "the first proxy.size of a seeded permutation of the training examples"
     return proxy.build(

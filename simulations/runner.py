@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -198,11 +197,3 @@ def _check_directory(scenario: Scenario, options: Options) -> None:
                 fix="resume without a scenario and without --set, or choose another --out",
             )
 
-
-def read_summary(out: Path) -> dict[str, Any]:
-    """The summary of a run that has ended. Raises ConfigError."""
-    try:
-        summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
-    except (OSError, ValueError):
-        raise ConfigError("no finished run", where=str(out), fix="give the folder that 'fedkd simulate' wrote") from None
-    return summary

@@ -42,7 +42,7 @@ def simulate(
     out: Annotated[Path | None, typer.Option(help="run directory")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
     seed: Annotated[int | None, typer.Option(help="same as --set seed=N")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="worker processes; the result does not depend on it")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="worker processes; they change no result")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as one JSON object, nothing else")] = False,
 ) -> None:
     """Run a federation on this machine and compare it with local-only and central training."""
@@ -150,12 +150,12 @@ def _epsilon(value: float | str) -> str:
 
 
 def _bytes(count: int) -> str:
+    size = float(count)
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count_ = count / 1000
-        count = count_  # type: ignore[assignment]
-    return f"{count:.1f} GB"
+        if size < 1000:
+            return f"{size:.{0 if unit == 'B' else 1}f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
 
 
 def _closing(summary: Mapping[str, Any]) -> str:

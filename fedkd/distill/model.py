@@ -114,7 +114,7 @@ class Model:
         """
         content, meta = read_packed(path)
         if meta.get("format") != FORMAT:
-            raise DataError("not a fedkd model", where=str(path), fix="give a student's or the teacher's .safetensors file")
+            raise DataError("not a fedkd model", where=str(path), fix="give a student or the teacher")
         features = restore(meta["features"], _below("features.", content))
         architecture = Student.model_validate(meta["architecture"])
         shape = tuple(features.spec["shape"])

@@ -33,15 +33,38 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """Gradient descent with momentum."""
+    """Gradient descent with momentum; ``average`` ends a round with the mean weights of its second half."""
 
     learning_rate: float
     momentum: float
+    average: bool = True
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         """Over the network's trainable parameters."""
         params = [p for p in network.parameters() if p.requires_grad]
         return torch.optim.SGD(params, lr=self.learning_rate, momentum=self.momentum)
+
+
+class WeightMean:
+    """Mean of a network's weights over steps (Polyak & Juditsky 1992): post-processing that averages noise away."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._total = [torch.zeros_like(p, dtype=torch.float64) for p in network.parameters()]
+        self._count = 0
+
+    @torch.no_grad()
+    def add(self, network: nn.Module) -> None:
+        """Take in the weights as they are now."""
+        self._count += 1
+        for total, p in zip(self._total, network.parameters(), strict=True):
+            total.add_(p.double())
+
+    @torch.no_grad()
+    def put_into(self, network: nn.Module) -> None:
+        """Make the mean the network's weights."""
+        for total, p in zip(self._total, network.parameters(), strict=True):
+            if self._count:
+                p.copy_(total / self._count)
 
 
 class Steps(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,19 @@ CLASSES, PIXELS, PROXIES = 2, 4, 6
 REPLIES = (Answers, Learned, Refusal)
 
 
+OPEN: list[Agent] = []
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def agents_are_closed() -> Iterator[None]:
+    yield
+    while OPEN:
+        OPEN.pop().close()
 
 
 def examples(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +79,8 @@ class Device:
         (self.base / "policy.yaml").write_text(config.dump(Policy.model_validate({**settings, **policy})))
 
     def start(self) -> Agent:
-        return Agent(self.base / "client.yaml", self.console.append)
+        OPEN.append(Agent(self.base / "client.yaml", self.console.append))
+        return OPEN[-1]
 
     @property
     def ledger(self) -> Path:

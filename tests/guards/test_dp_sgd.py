@@ -90,7 +90,12 @@ def public_loss(network: nn.Module, kind: str) -> Callable[[], Tensor]:
 
 
 def gradients(
-    network: nn.Module, x: Tensor, y: Tensor, clipper: str, noise: NoiseSource, public: Callable[[], Tensor] | None = None
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    clipper: str,
+    noise: NoiseSource,
+    public: Callable[[], Tensor] | None = None,
 ) -> list[Tensor]:
     """What one step hands to the optimiser."""
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -133,7 +138,7 @@ def additions(kind: str) -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.full_like(x[:1], poison), y[:1]
 
 
-# -- sensitivity ---------------------------------------------------------------------------------------------------------
+# -- sensitivity ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_public", [False, True], ids=["private_alone", "beside_public"])
@@ -213,7 +218,7 @@ def test_the_dropout_masks_of_private_examples_are_as_secret_as_the_noise() -> N
     assert first == again != other
 
 
-# -- noise ---------------------------------------------------------------------------------------------------------------
+# -- noise ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("clipper", CLIPPERS)
@@ -285,7 +290,7 @@ def test_the_noise_seed_is_not_the_users_to_choose() -> None:
     assert not {name for name in ClientConfig.model_fields if "noise" in name}
 
 
-# -- public settings -----------------------------------------------------------------------------------------------------
+# -- public settings --------------------------------------------------------------------------------------------------
 
 GENTLE = Optimiser(learning_rate=0.1, momentum=0.0)
 
@@ -382,7 +387,7 @@ def test_a_rate_of_one_takes_every_example() -> None:
     assert np.array_equal(NoiseSource(KEY).poisson(7, 1.0), np.arange(7))
 
 
-# -- the public gradient -------------------------------------------------------------------------------------------------
+# -- the public gradient ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("clipper", CLIPPERS)
@@ -413,7 +418,7 @@ def test_the_order_of_public_batches_has_nothing_to_do_with_the_noise() -> None:
     assert order(KEY) == order(bytes(32))
 
 
-# -- refused -------------------------------------------------------------------------------------------------------------
+# -- refused ----------------------------------------------------------------------------------------------------------
 
 SETTINGS: dict[str, Any] = {"clip": CLIP, "noise_multiplier": NOISE, "nominal_batch": NOMINAL}
 

@@ -1,3 +1,4 @@
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -71,10 +72,8 @@ def test_no_bytes_raise_anything_but_a_wire_error(data: bytes) -> None:
 def test_a_changed_byte_gives_a_message_or_a_wire_error(position: int, value: int) -> None:
     data = bytearray(wire.encode(plan()))
     data[position % len(data)] = value
-    try:
+    with contextlib.suppress(WireError):
         wire.decode(bytes(data), Plan)
-    except WireError:
-        pass
 
 
 @pytest.mark.parametrize(

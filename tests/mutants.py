@@ -1,0 +1,255 @@
+"""Take the guards away one at a time, and see that a test notices.
+
+``python tests/mutants.py [NAME...]`` applies each mutant to a copy of the checkout, runs the tests that should fail, and
+prints what killed it. Exit code 1 if one survives or no longer applies.
+"""
+
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("fedkd", "client", "server", "simulations", "tests/guards", "pyproject.toml")
+SGD, LEDGER, RELEASE = (f"tests/guards/test_{name}.py" for name in ("dp_sgd", "ledger", "release"))
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``old`` occurs once in ``file``; with ``new`` in its place one of ``tests`` (names in one file) must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def nodes(self) -> list[str]:
+        module, *names = self.tests
+        return [f"{module}::{name}" for name in names]
+
+
+def _m(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
+    return Mutant(name, file, old, new, tests)
+
+
+DP_SGD, NOISE, TRAINER = "fedkd/privacy/dp_sgd.py", "fedkd/privacy/noise.py", "fedkd/distill/trainer.py"
+BOOK, WIRE, AGENT = "fedkd/privacy/ledger.py", "fedkd/wire.py", "client/agent.py"
+
+SENSITIVITY = "test_one_example_changes_the_sum_by_at_most_the_clip"
+CLIPPED = "test_both_clippers_sum_each_example_scaled_down_to_the_clip"
+NOISE_SIZE = "test_every_coordinate_gets_noise_of_exactly_noise_multiplier_times_clip_once"
+GAUSSIAN = "test_the_noise_in_the_update_is_gaussian_of_that_size"
+KEYED = "test_noise_comes_from_the_key_and_not_from_torch"
+EMPTY = "test_an_empty_sample_is_a_step_of_pure_noise"
+PUBLIC = "test_the_public_gradient_is_autograds_neither_clipped_nor_noised"
+SCHEDULE = "test_steps_and_sampling_rate_are_the_contracts_whatever_the_number_of_examples"
+RATE = "test_poisson_samples_have_the_rate_and_no_fixed_size"
+NO_TORCH = "test_poisson_samples_do_not_depend_on_torch_or_on_the_noise_drawn"
+SETTING = "test_a_setting_that_protects_nothing_is_refused"
+OWN_NOISE = "test_clients_rounds_and_runs_never_share_noise"
+CRASH = "test_a_crash_costs_nothing_more_and_gives_the_identical_bytes"
+ERASED = "test_the_key_is_erased_at_commit"
+EDITED = "test_every_edit_of_an_entry_is_detected"
+APPEND_ONLY = "test_the_ledger_is_append_only"
+ONE_CODE = "test_after_the_charge_every_failure_has_the_same_bytes"
+SCHEMA = "test_a_message_has_these_fields_and_no_others"
+DROPPED = "test_private_records_of_the_proxy_set_are_dropped_one_by_one"
+
+# fmt: off
+MUTANTS = (
+    # -- the update
+    _m("clip forgotten by hooks", DP_SGD, "            max_grad_norm=clip,\n", "            max_grad_norm=1e9,\n", SGD, SENSITIVITY),
+    _m("clip forgotten by ghost", DP_SGD, "(network, max_grad_norm=clip, use", "(network, max_grad_norm=1e9, use", SGD, SENSITIVITY),
+    _m(
+        "joint backward of private and public loss",
+        DP_SGD,
+        """            extra = self._public_gradients(public)
+            self._private_gradients(x, y, loss)
+""",
+        """            extra = [None] * len(self._params)
+            shared = public() / len(x) if public and len(x) else 0.0
+            self._private_gradients(x, y, lambda logits, targets: loss(logits, targets) + shared)
+""",
+        SGD,
+        SENSITIVITY,
+        PUBLIC,
+    ),
+    _m("public gradient through the hooks", DP_SGD, "        self._wrapped.disable_hooks()\n", "", SGD, SENSITIVITY, PUBLIC),
+    _m("public gradient before the noise", DP_SGD, "            p.grad.div_(self._nominal_batch)\n            if gradient is not None:\n                p.grad.add_(gradient)\n", "            if gradient is not None:\n                p.grad.add_(gradient)\n            p.grad.div_(self._nominal_batch)\n", SGD, PUBLIC),
+    _m("step of a microbatch not put off", DP_SGD, "signal_skip_step(do_skip=True)", "signal_skip_step(do_skip=False)", SGD, CLIPPED),
+    _m("microbatches clipped as one", DP_SGD, "            self.optimiser.zero_grad()\n            self._backward(loss(self._wrapped(x), y))\n", "            self.optimiser.zero_grad()\n            self._backward(loss(self._wrapped(x), y) * len(x))\n", SGD, CLIPPED),
+    _m("Gram matrices of sequences", DP_SGD, "    if backprops.dim() == 2:\n", "    if True:\n", SGD, "test_a_sequence_whose_terms_cancel_is_clipped_too"),
+    _m("examples that are not finite kept", DP_SGD, "            if bool(finite.all()):\n", "            if True:\n", SGD, "test_an_example_without_a_finite_gradient_contributes_nothing"),
+    _m("overflow of one record seen by the server", DP_SGD, "            if bool(finite.all()):\n", "            if True:\n", RELEASE, "test_one_record_that_makes_the_student_overflow_cannot_be_seen"),
+    _m("divisor is the private count", DP_SGD, "p.grad.div_(self._nominal_batch)", "p.grad.div_(max(len(x), 1))", SGD, "test_the_divisor_is_the_nominal_batch_whatever_the_number_of_examples"),
+    _m("empty sample skipped", DP_SGD, "        with warnings.catch_warnings():\n", "        if not len(x):\n            return\n        with warnings.catch_warnings():\n", SGD, EMPTY),
+    # -- the noise
+    _m("noise skipped", DP_SGD, "(total.double() + noise)", "(total.double() + 0 * noise)", SGD, GAUSSIAN, EMPTY),
+    _m("noise from torch", DP_SGD, "torch.from_numpy(self.source.normal(tuple(total.shape), self.noise_multiplier * self.max_grad_norm))", "torch.randn(total.shape).double() * self.noise_multiplier * self.max_grad_norm", SGD, KEYED),
+    _m("noise not scaled by the clip", DP_SGD, "self.noise_multiplier * self.max_grad_norm))", "self.noise_multiplier))", SGD, NOISE_SIZE),
+    _m("noise added twice", DP_SGD, "self.optimiser.original_optimizer.step()", "self.optimiser.step()", SGD, NOISE_SIZE),
+    _m("moving clip allowed", DP_SGD, "if self._clip is not None and value != self._clip:", "if False:", SGD, "test_the_clip_cannot_move"),
+    _m("no noise allowed", DP_SGD, "if not (math.isfinite(value) and value > 0):", "if False:", SGD, SETTING),
+    _m("DP-SGD releases without noise", "fedkd/privacy/mechanisms.py", "if not (event.noise_multiplier > 0 and math.isfinite(event.noise_multiplier)):", "if False:", SGD, "test_dp_sgd_without_noise_cannot_release"),
+    _m("noise the same at every step", NOISE, "return ndtri(self._noise.uniform(", "return ndtri(np.random.default_rng(0).random(", SGD, "test_noise_of_two_steps_is_not_the_same"),
+    _m("one stream for noise and sampling", NOISE, 'b"sampling"', 'b"noise\\0\\0\\0"', SGD, "test_no_stream_of_a_key_shifts_another"),
+    _m("simulation key without the round", NOISE, '"noise", client, run, round)', '"noise", client, run)', SGD, OWN_NOISE),
+    _m("simulation key without the client", NOISE, '"noise", client, run, round)', '"noise", run, round)', SGD, OWN_NOISE),
+    _m("simulation key without the run", NOISE, '"noise", client, run, round)', '"noise", client, round)', SGD, OWN_NOISE),
+    _m("agent gives all rounds one simulation key", AGENT, "self.name, plan.run, plan.round)", "self.name, plan.run, 1)", LEDGER, "test_simulated_keys_differ_by_client_run_and_round"),
+    _m("deployed agent with a reproducible key", AGENT, 'if self.policy.noise == "simulation":', "if True:", LEDGER, "test_every_round_of_a_deployed_agent_draws_its_key_from_the_operating_system"),
+    _m("user's noise seed allowed", "fedkd/config.py", 'if self.noise == "os" and self.seed is not None:', "if False:", SGD, "test_the_noise_seed_is_not_the_users_to_choose"),
+    _m("public dropout masks", TRAINER, "forked_rng(noise.seed())", "forked_rng(derive(0, contract.hash))", SGD, "test_the_dropout_masks_of_private_examples_are_as_secret_as_the_noise"),
+    # -- the schedule
+    _m("sampling rate from the data", TRAINER, "noise.poisson(len(data.y), event.sample_rate)", "noise.poisson(len(data.y), min(1.0, 8 / max(1, len(data.y))))", SGD, SCHEDULE),
+    _m("number of steps from the data", TRAINER, "for _ in range(event.steps):", "for _ in range(max(1, len(data.y))):", SGD, SCHEDULE),
+    _m("divisor of a round from the data", TRAINER, "steps = _steps(network, contract,", 'steps = _steps(network, __import__("dataclasses").replace(contract, nominal_batch=float(len(data.y))),', SGD, "test_the_divisor_of_a_round_is_the_contracts"),
+    _m("samples of a fixed size", NOISE, "np.flatnonzero(self._sampling.uniform(n) < rate)", "np.sort(np.argsort(self._sampling.uniform(n))[: round(n * rate)])", SGD, RATE),
+    _m("samples from numpy's global generator", NOISE, "np.flatnonzero(self._sampling.uniform(n) < rate)", "np.flatnonzero(np.random.random(n) < rate)", SGD, NO_TORCH),
+    _m("hooks left behind by a failed round", TRAINER, "        steps.close()  #", "        pass  #", SGD, "test_a_round_that_failed_leaves_no_hooks_behind"),
+    # -- the architecture
+    _m("BatchNorm allowed", "fedkd/privacy/architecture.py", "if isinstance(layer, _BatchNorm):", "if False:", SGD, "test_batch_norm_is_refused_in_every_mode"),
+    _m("layers not checked by the adapter", DP_SGD, "        check_layers(network)\n", "", SGD, "test_batch_norm_is_refused_in_every_mode"),
+    _m("layers not checked at the agent's start", AGENT, "            check_private(self.learner.model.network)\n", "            pass\n", SGD, "test_an_agent_does_not_start_with_batch_norm"),
+    # -- the ledger
+    _m("private data touched before the charge", AGENT, "        try:\n            reservation = self.ledger.reserve(\n", "        self.learner.learn(contract, plan.round, labels, plan.temperature, NoiseSource(fresh_key()))\n        try:\n            reservation = self.ledger.reserve(\n", LEDGER, "test_the_charge_is_on_disk_before_private_data_is_touched"),
+    _m("reply before the commit", AGENT, "        self.ledger.commit(reservation, payload, self._save(plan))\n", "", LEDGER, "test_bytes_are_in_the_outbox_and_the_commit_on_disk_before_the_reply"),
+    _m("commit before the outbox", BOOK, "        write_atomic(self._outbox / mark, payload)\n        run, round", "        run, round", LEDGER, "test_bytes_are_in_the_outbox_and_the_commit_on_disk_before_the_reply"),
+    _m("two releases for one charge", BOOK, "if not self._db.execute(\"DELETE FROM keys WHERE run = ? AND round = ?\", (run, round)).rowcount:", "if self._db.execute(\"DELETE FROM keys WHERE run = ? AND round = ?\", (run, round)).rowcount < 0:", LEDGER, "test_a_reservation_is_committed_once"),
+    _m("reservation not synced to disk", BOOK, "synchronous=FULL", "synchronous=NORMAL", LEDGER, "test_a_reservation_survives_the_loss_of_power"),
+    _m("reservations not counted until released", BOOK, 'for body in self._bodies("reserve")]', 'for body in self._bodies("commit") if "event" in body]', LEDGER, "test_a_reservation_stays_charged_for_ever"),
+    _m("budget not checked by reserve", BOOK, "if not self._fits([*self.events(), contract.event], contract):", "if False:", LEDGER, "test_a_charge_over_the_limit_is_refused_and_not_made"),
+    _m("budget not checked by register", BOOK, "if not self._fits([*self.events(), *[contract.event] * contract.rounds], contract):", "if False:", LEDGER, "test_a_schedule_that_does_not_fit_is_never_registered"),
+    _m("past of other runs forgotten", AGENT, "draw_up(self.policy, offer, self.ledger.events())", "draw_up(self.policy, offer, [])", LEDGER, "test_two_runs_share_the_limit_of_a_lifetime"),
+    _m("two contracts open at once", BOOK, "if contract is None or contract.run != run:", "if contract is None:", LEDGER, "test_two_runs_share_the_limit_of_a_lifetime"),
+    _m("exhausted client does not learn", AGENT, "            self._learn_only(plan, labels)\n            raise Refused(Code.EXHAUSTED)", "            raise Refused(Code.EXHAUSTED)", LEDGER, "test_an_exhausted_client_touches_no_private_data_and_still_learns_from_labels"),
+    _m("fresh key at re-entry", BOOK, 'PrivacyEvent.from_record(body["event"]), row[0])', 'PrivacyEvent.from_record(body["event"]), bytes(32))', LEDGER, CRASH),
+    _m("re-entry charged again", BOOK, "            if round in rounds:\n", "            if False:\n", LEDGER, CRASH),
+    _m("retry computes anew", AGENT, "            if before is not None:\n", "            if False:\n", LEDGER, "test_a_retry_gives_the_stored_bytes_without_touching_data"),
+    _m("other data under the same noise", BOOK, "if row[1] != snapshot:", "if False:", LEDGER, "test_other_data_never_meets_the_same_noise"),
+    _m("another plan under one reservation", BOOK, 'if body["plan"] != plan:', "if False:", LEDGER, "test_another_plan_for_an_open_reservation_is_refused"),
+    _m("another plan gets the stored bytes", BOOK, 'if not any((b["run"], b["round"], b["plan"])', 'if False and not any((b["run"], b["round"], b["plan"])', LEDGER, "test_another_plan_for_an_answered_round_is_refused"),
+    _m("rounds may go back", BOOK, "if rounds and round < max(rounds):", "if False:", LEDGER, "test_rounds_go_forward_only"),
+    _m("abandoned reservation entered again", BOOK, '            self._db.execute("DELETE FROM keys")  #', "            pass  #", LEDGER, "test_an_abandoned_reservation_is_never_entered_again"),
+    _m("key not erased", BOOK, '"DELETE FROM keys WHERE run = ? AND round = ?"', '"UPDATE keys SET run = run WHERE run = ? AND round = ?"', LEDGER, ERASED),
+    _m("key left in a freed page", BOOK, "secure_delete=ON", "secure_delete=OFF", LEDGER, "test_a_reservation_survives_the_loss_of_power", ERASED),
+    _m("key left in the log", BOOK, '        # the key must not survive in the write-ahead log either\n        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")\n', "", LEDGER, ERASED),
+    _m("key left in the log by a crash", BOOK, '        # a key that was erased just before a crash may still be in the write-ahead log\n        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")\n', "", LEDGER, "test_a_key_that_a_crash_left_in_the_log_is_erased_when_the_ledger_is_opened"),
+    _m("chain not verified", BOOK, "if seq != count or before != prev or mark != _link(prev, body):", "if False:", LEDGER, EDITED),
+    _m("bodies not in the chain", BOOK, "mark != _link(prev, body):", "not mark:", LEDGER, EDITED),
+    _m("numbers not in the chain", BOOK, "if seq != count or before", "if before", LEDGER, EDITED),
+    _m("ledger read unverified", BOOK, '            ledger.verify()\n', "", LEDGER, EDITED),
+    _m("ledger opened unverified", BOOK, "            self.verify()\n", "", LEDGER, "test_entries_cannot_be_taken_out_moved_or_forged"),
+    _m("entries can be changed", BOOK, "BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END", "BEFORE UPDATE ON entries BEGIN SELECT 1; END", LEDGER, APPEND_ONLY),
+    _m("entries can be deleted", BOOK, "BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END", "BEFORE DELETE ON entries BEGIN SELECT 1; END", LEDGER, APPEND_ONLY),
+    _m("outbox not verified", BOOK, 'if digest(payload) != commit["digest"]:', "if False:", LEDGER, "test_altered_bytes_in_the_outbox_are_not_sent"),
+    _m("ledger of another client taken", BOOK, 'if meta["client"] != client:', "if False:", LEDGER, "test_the_ledger_of_another_client_is_refused"),
+    _m("two agents on one state", AGENT, "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "        pass\n", LEDGER, "test_one_state_directory_has_one_agent"),
+    _m("half-trained student kept", AGENT, "            self._restore()  # a half-trained", "            pass  # a half-trained", LEDGER, "test_a_failed_round_does_not_change_the_student"),
+    # -- the release
+    _m("loss in the answers", WIRE, "    plan: str\n    rows: Released\n", "    plan: str\n    rows: Released\n    loss: float = 1.0\n", RELEASE, SCHEMA),
+    _m("example count in the answers", WIRE, "    plan: str\n    rows: Released\n", "    plan: str\n    rows: Released\n    examples: int = 0\n", RELEASE, SCHEMA),
+    _m("text in a refusal", WIRE, "    client: str\n    code: Code\n", '    client: str\n    code: Code\n    text: str = ""\n', RELEASE, SCHEMA),
+    _m("noise multiplier in a plan", WIRE, "    temperature: float\n    labels: str\n", "    temperature: float\n    noise_multiplier: float\n    labels: str\n", RELEASE, SCHEMA),
+    _m("exception text in a refusal", AGENT, "        answer: Message = Refusal(self.name, code)\n", '        answer: Message = Refusal((self.name + traceback.format_exc())[-60:], code)\n', RELEASE, ONE_CODE),
+    _m("code of a failure after the charge", AGENT, "            raise Refused(Code.FAILED) from None\n", "            raise\n", RELEASE, ONE_CODE),
+    _m("rows sent without a release", WIRE, "            if not isinstance(value, Released):\n                raise WireError", "            if not isinstance(value, Released):\n                value = Released(value, '')\n            if value is None:\n                raise WireError", RELEASE, "test_only_a_release_can_be_sent"),
+    _m("extra fields accepted", WIRE, "if {*header, *arrays} != set(names) or len(header) + len(arrays) != len(names):", "if not {*header, *arrays} >= set(names):", RELEASE, "test_a_message_with_one_field_more_is_refused"),
+    _m("rows of NaN accepted", WIRE, "or not np.isfinite(value).all():\n        raise WireError(\"rows must be", "or False:\n        raise WireError(\"rows must be", RELEASE, "test_a_reply_that_is_not_finite_is_a_wire_error"),
+    _m("soft labels need not be probabilities", AGENT, "        wire.check_rows(labels, *size)", "        pass", RELEASE, "test_soft_labels_must_be_probabilities"),
+    _m("stricter policy ignored", "fedkd/privacy/contract.py", " or not _allows(policy, contract):", ":", RELEASE, "test_a_stricter_policy_holds_at_once_also_under_an_old_contract"),
+    _m("records of the proxy set kept", "client/learner.py", "return examples.take(np.flatnonzero(~public))", "return examples", RELEASE, DROPPED),
+    _m("all data dropped for one record of the proxy set", "client/learner.py", "np.flatnonzero(~public)", "np.flatnonzero(~public & ~public.any())", RELEASE, DROPPED),
+    _m("exception out of the agent", AGENT, "            except Exception:\n                self._tell()\n", "            except ValueError:\n                self._tell()\n", RELEASE, "test_each_request_is_refused_with_its_own_word", "test_noise_on_the_line_is_refused"),
+    _m("every traceback on the console", AGENT, "        self._failed = True\n", "", RELEASE, "test_the_console_has_the_first_traceback_and_then_a_line"),
+    _m("sums in floating point", "fedkd/aggregate/mean.py", "fixed = np.rint(rows.astype(np.float64) * SCALE).astype(np.int64)", "fixed = rows.astype(np.float64)", RELEASE, "test_answers_in_any_order_give_the_same_bytes"),
+)
+# fmt: on
+
+
+def applies(mutant: Mutant, root: Path = ROOT) -> bool:
+    """Whether the old text is there, exactly once."""
+    return (root / mutant.file).read_text().count(mutant.old) == 1
+
+
+def copy(to: Path) -> None:
+    """What the tests need of the checkout."""
+    for name in COPIED:
+        source, target = ROOT / name, to / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.tmp"))
+        else:
+            shutil.copy(source, target)
+
+
+def run_tests(root: Path, nodes: list[str]) -> tuple[int, str]:
+    """Exit code of pytest, and its report."""
+    # no bytecode: a mutant may have the size and the second of the original
+    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *nodes]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def try_out(mutant: Mutant) -> str | None:
+    """The test that killed the mutant; None if it survives. Raises RuntimeError if it could not be tried."""
+    if not applies(mutant):
+        raise RuntimeError("its old text is not there exactly once")
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        root = Path(folder)
+        copy(root)
+        path = root / mutant.file
+        path.write_text(path.read_text().replace(mutant.old, mutant.new))
+        code, report = run_tests(root, mutant.nodes)
+    if code == 0:
+        return None
+    failed = [line for line in report.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    if code != 1 or not failed:
+        raise RuntimeError(f"pytest ended with {code}: {report.strip().splitlines()[-1:]}")
+    return failed[0].split()[1].rpartition("::")[2]
+
+
+def verdict(mutant: Mutant) -> tuple[bool, str]:
+    """Whether it was killed, and a line that says by what."""
+    try:
+        killer = try_out(mutant)
+    except RuntimeError as error:
+        return False, f"{mutant.name} | NOT TRIED: {error}"
+    return killer is not None, f"{mutant.name} | {killer or 'SURVIVED'}"
+
+
+def main(names: list[str]) -> int:
+    """Try the named mutants, or all."""
+    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    unknown = set(names) - {mutant.name for mutant in chosen}
+    if unknown:
+        print("no such mutant:", ", ".join(sorted(unknown)))
+        return 1
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        copy(Path(folder))
+        code, report = run_tests(Path(folder), sorted({node for mutant in chosen for node in mutant.nodes}))
+    if code != 0:
+        print("the tests do not pass without a mutant:", report, sep="\n")
+        return 1
+    print("mutant | killed by")
+    good = True
+    with ThreadPoolExecutor(2) as pool:
+        for killed, line in pool.map(verdict, chosen):
+            print(line, flush=True)
+            good &= killed
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
