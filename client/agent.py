@@ -88,7 +88,7 @@ class Agent:
             except WireError as error:
                 self._console(f"client {self.name}: refused a message: {error.what}")
                 return self._refuse(Code.MALFORMED)
-            except Exception:
+            except (Exception, SystemExit):  # user code may do anything; Ctrl-C alone is for the process
                 self._tell()
                 return self._refuse(Code.FAILED)
 

@@ -17,11 +17,11 @@ from fedkd.data.sources import Examples
 from fedkd.distill.losses import Objective, SoftLabels, soften
 from fedkd.distill.model import Model, ProxyView
 from fedkd.distill.students import DEFAULTS
-from fedkd.distill.trainer import Distillation, Labelled, Optimiser, fit, learn_round, logits
+from fedkd.distill.trainer import Distillation, Labelled, Optimiser, Velocity, fit, learn_round, logits
 from fedkd.privacy.contract import Contract
 from fedkd.privacy.noise import NoiseSource
 from fedkd.rng import derive
-from fedkd.tensors import digest, pack, unpack
+from fedkd.tensors import below, digest, pack, unpack
 from fedkd.wire import Rows
 
 
@@ -37,6 +37,7 @@ class Learner:
         self.snapshot = digest(pack({"x": examples.x, "y": examples.y}, {}))
         self.data = Labelled(self.model.inputs(examples.x), torch.from_numpy(examples.y))
         self.labels: Rows | None = None
+        self.velocity: Velocity = {}
 
     def _private_examples(self, base: Path, console: Callable[[str], None]) -> Examples:
         proxy, where = self._view.proxy, f"client {self._config.name}, source {self._config.data.source}"
@@ -52,7 +53,7 @@ class Learner:
         """Another learner on the same data, with the same initial weights: for a comparison, never for a release."""
         other = copy.copy(self)
         other.model = Model.fresh(self._config.student, self._view, self._seed, self._base)
-        other.labels = None
+        other.labels, other.velocity = None, {}
         return other
 
     @property
@@ -62,14 +63,16 @@ class Learner:
         usual = DEFAULTS.get(student.kind, {})
         rate = student.learning_rate or usual.get("learning_rate") or training.learning_rate
         momentum = training.momentum if student.momentum is None else student.momentum
-        return Optimiser(rate, momentum, training.average)
+        return Optimiser(rate, momentum)
 
     def learn(
         self, contract: Contract, round: int, labels: Rows | None, temperature: float, noise: NoiseSource
     ) -> None:
         """One round of private training, beside the soft labels of the proxy set."""
         distillation = self._distillation(labels, temperature, f"{contract.run} {round}")
-        learn_round(self.model.network, self.data, contract, self.optimiser, noise, distillation)
+        self.velocity = learn_round(
+            self.model.network, self.data, contract, self.optimiser, noise, distillation, self.velocity
+        )
         self.labels = labels
 
     def learn_public(self, labels: Rows | None, temperature: float, salt: str) -> None:
@@ -100,8 +103,9 @@ class Learner:
         return soften(logits(self.model.network, inputs), 1.0).numpy()
 
     def save(self) -> bytes:
-        """Weights and soft labels, to continue from."""
+        """Weights, momentum and soft labels, to continue from."""
         content = {f"weights.{name}": array for name, array in self.model.arrays().items()}
+        content |= {f"velocity.{name}": buffer.numpy() for name, buffer in self.velocity.items()}
         if self.labels is not None:
             content["labels"] = self.labels
         return pack(content, {"client": self._config.name})
@@ -114,4 +118,5 @@ class Learner:
         """Go back to what ``save`` gave."""
         content, _ = unpack(saved)
         self.labels = content.pop("labels", None)
-        self.model.load({name.removeprefix("weights."): array for name, array in content.items()})
+        self.velocity = {name: torch.from_numpy(array) for name, array in below("velocity.", content).items()}
+        self.model.load(below("weights.", content))

@@ -65,15 +65,17 @@ class Proxy(Model):
 class Features(Model):
     """The frozen extractor fitted on the proxy set."""
 
-    kind: Literal["none", "pca", "scattering"] = "pca"
-    components: int = Field(40, ge=1)
+    kind: Literal["none", "pca", "scattering"] = "scattering"
+    components: int = Field(15, ge=1, description="how many of them are kept, at the most")
 
 
 class Student(Model):
     """A student's architecture; ``learning_rate`` and ``momentum`` overrule the client's training block."""
 
     kind: str = Field("linear", description="linear | mlp | cnn | module:Class")
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((64,), description="widths of an mlp's hidden layers")
+    activation: Literal["tanh", "relu"] = Field("tanh", description="of an mlp; tanh suits DP-SGD")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of an mlp's hidden layers")
     learning_rate: Positive | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
 
@@ -89,10 +91,10 @@ class Student(Model):
 class Teacher(Student):
     """The server's shared model and how it is distilled from the consensus."""
 
-    steps: int = Field(300, ge=1, description="optimiser steps a round")
-    batch_size: int = Field(256, ge=1)
-    learning_rate: Positive | None = 0.005
-    weight_decay: NonNegative = 1e-4
+    steps: int = Field(100, ge=1, description="optimiser steps a round")
+    batch_size: int = Field(4096, ge=1, description="proxy examples a step, at the most")
+    learning_rate: Positive | None = 0.05
+    weight_decay: NonNegative = 0.01
     terms: Terms = Field({"kl": 1.0}, description="weights of the terms on the consensus")
     label_weight: NonNegative = Field(1.0, description="weight of the labels of a labelled proxy set")
 
@@ -108,16 +110,15 @@ class Training(Model):
 
     learning_rate: Positive = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    average: bool = Field(True, description="end a round with the mean of the weights over its second half")
     terms: Terms = Field({"kl": 1.0}, description="weights of the terms on the teacher's soft labels")
-    distil_steps: int = Field(100, ge=0, description="steps on soft labels alone, after the last round")
-    distil_learning_rate: Positive = 0.01
+    distil_steps: int = Field(200, ge=0, description="steps on soft labels alone, after the last round")
+    distil_learning_rate: Positive = 0.02
 
 
 class Schedule(Model):
     """What one round of private training does. Public settings: never derived from a client's example count."""
 
-    steps: int = Field(20, ge=1, description="optimiser steps a round")
+    steps: int = Field(8, ge=1, description="optimiser steps a round")
     sample_rate: Rate = Field(1.0, description="Poisson sampling rate; 1 takes every example at every step")
     nominal_examples: int | None = Field(
         None, ge=1, description="public guess of a client's example count; nominal batch size = this x sample_rate"
@@ -144,7 +145,7 @@ class Policy(Model):
     epsilon: Positive = Field(description="limit of the ledger's lifetime, per example")
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     clip: Positive = 1.0
-    steps: int = Field(20, ge=1)
+    steps: int = Field(8, ge=1)
     sample_rate: Rate = 1.0
     nominal_examples: int = Field(ge=1, description="public: never the true example count")
     proxies: Annotated[tuple[str, ...], BeforeValidator(_proxies)] = Field(

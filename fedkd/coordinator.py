@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedkd.aggregate.mean import AGGREGATORS, Accumulator
 from fedkd.config import Federation
 from fedkd.errors import WireError
-from fedkd.tensors import Arrays
+from fedkd.tensors import Arrays, below
 from fedkd.wire import Agreement, Answers, Offer, Plan, Rows, changed, check_rows, labels_digest, quantise
 
 
@@ -141,7 +141,7 @@ class Coordinator:
         cls, config: Federation, terms: Terms, teacher: Distiller, arrays: Arrays, meta: Mapping[str, Any]
     ) -> Coordinator:
         """Continue from a checkpoint."""
-        teacher.load({n.removeprefix("teacher."): a for n, a in arrays.items() if n.startswith("teacher.")})
-        labels = {n.removeprefix("labels."): a for n, a in arrays.items() if n.startswith("labels.")}
+        teacher.load(below("teacher.", arrays))
+        labels = below("labels.", arrays)
         state = RunState(meta["round"], meta["finished"], meta["current"], labels, dict(meta["holds"]))
         return cls(config, terms, teacher, state)

@@ -48,3 +48,8 @@ def unpack(data: bytes) -> tuple[Arrays, dict[str, Any]]:
     if not isinstance(meta, dict):
         raise DataError("not a fedkd tensor file (no description)")
     return arrays, meta
+
+
+def below(prefix: str, content: Arrays) -> Arrays:
+    """The arrays whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): array for name, array in content.items() if name.startswith(prefix)}

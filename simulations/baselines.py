@@ -15,7 +15,7 @@ from fedkd.distill.trainer import Labelled, accuracy, fit
 from fedkd.rng import derive
 from simulations.prepare import private_examples
 
-EPOCHS = 30
+EPOCHS = 10
 BATCH = 256
 
 

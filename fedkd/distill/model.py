@@ -20,7 +20,7 @@ from fedkd.distill.losses import soften
 from fedkd.distill.trainer import logits
 from fedkd.errors import DataError
 from fedkd.state import read_packed, write_atomic
-from fedkd.tensors import Arrays, pack
+from fedkd.tensors import Arrays, below, pack
 
 FORMAT = "fedkd.model/1"
 LARGEST_INPUT = 1e4  # features are clamped here, so that one absurd private record cannot overflow its gradient
@@ -115,14 +115,10 @@ class Model:
         content, meta = read_packed(path)
         if meta.get("format") != FORMAT:
             raise DataError("not a fedkd model", where=str(path), fix="give a student or the teacher")
-        features = restore(meta["features"], _below("features.", content))
+        features = restore(meta["features"], below("features.", content))
         architecture = Student.model_validate(meta["architecture"])
         shape = tuple(features.spec["shape"])
         network = students.build(architecture, features.dim, shape, meta["classes"], 0, base or Path.cwd())
         model = cls(network, features, architecture, meta["proxy"], meta["classes"])
-        model.load(_below("weights.", content))
+        model.load(below("weights.", content))
         return model
-
-
-def _below(prefix: str, content: Arrays) -> Arrays:
-    return {name.removeprefix(prefix): array for name, array in content.items() if name.startswith(prefix)}

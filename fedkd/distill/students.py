@@ -56,7 +56,7 @@ def build(student: Student, features_dim: int, shape: tuple[int, ...], classes: 
         if student.kind == "linear":
             return Network(_linear(features_dim, classes), "features", (features_dim,), classes)
         if student.kind == "mlp":
-            return Network(_mlp(features_dim, student.hidden, classes), "features", (features_dim,), classes)
+            return Network(_mlp(features_dim, student, classes), "features", (features_dim,), classes)
         if student.kind == "cnn":
             return Network(_cnn(shape, classes), "raw", shape, classes)
         return _user(student.kind, features_dim, shape, classes, base)
@@ -118,11 +118,13 @@ def _linear(dim: int, classes: int) -> nn.Module:
     return layer
 
 
-def _mlp(dim: int, hidden: tuple[int, ...], classes: int) -> nn.Module:
+def _mlp(dim: int, student: Student, classes: int) -> nn.Module:
     layers: list[nn.Module] = []
-    for inside, outside in pairwise((dim, *hidden)):
-        layers += [nn.Linear(inside, outside), nn.Tanh()]
-    return nn.Sequential(*layers, nn.Linear((dim, *hidden)[-1], classes))
+    widths = (dim, *student.hidden)
+    for inside, outside in pairwise(widths):
+        layers += [nn.Linear(inside, outside), nn.Tanh() if student.activation == "tanh" else nn.ReLU()]
+        layers += [nn.Dropout(student.dropout)] if student.dropout else []
+    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 
 
 def _cnn(shape: tuple[int, ...], classes: int) -> nn.Module:

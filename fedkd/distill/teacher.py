@@ -23,13 +23,18 @@ class Teacher:
 
     def __init__(self, config: TeacherConfig, view: ProxyView, seed: int, base: Path) -> None:
         self._config, self._seed = config, seed
+        self._view, self._base = view, base
         self.model = Model.fresh(config, view, derive(seed, "teacher"), base)
         self._x = view.inputs(self.model.network.takes)
         self._labels: Tensor | None = None if view.proxy.labels is None else torch.from_numpy(view.proxy.labels)
 
     def distil(self, consensus: NDArray[np.float32] | None, round: int) -> None:
-        """Fit the model to the consensus [examples, classes] (none yet: to the labels of a labelled proxy set)."""
+        """Fit a fresh model to the consensus [examples, classes] (none yet: to the labels of a labelled proxy set).
+
+        A fresh one, because an old one would keep what it learned from the noisier answers of earlier rounds.
+        """
         seed = derive(self._seed, "distil", round)
+        self.model = Model.fresh(self._config, self._view, seed, self._base)
         parts: list[Distillation | Labelled] = []
         if consensus is not None:
             target = SoftLabels(torch.from_numpy(consensus), 1.0)
@@ -45,7 +50,7 @@ class Teacher:
             self.model.network,
             loss,
             steps=self._config.steps,
-            learning_rate=self._config.learning_rate or 0.005,
+            learning_rate=self._config.learning_rate or 0.05,
             weight_decay=self._config.weight_decay,
             seed=seed,
         )

@@ -31,40 +31,30 @@ class Labelled:
     y: Tensor
 
 
+Velocity = dict[str, Tensor]  # momentum by parameter name; empty before the first round
+
+
 @dataclass(frozen=True)
 class Optimiser:
-    """Gradient descent with momentum; ``average`` ends a round with the mean weights of its second half."""
+    """Gradient descent with momentum, which may be carried from round to round: it is made of noised gradients."""
 
     learning_rate: float
     momentum: float
-    average: bool = True
 
-    def build(self, network: nn.Module) -> torch.optim.Optimizer:
-        """Over the network's trainable parameters."""
-        params = [p for p in network.parameters() if p.requires_grad]
-        return torch.optim.SGD(params, lr=self.learning_rate, momentum=self.momentum)
+    def build(self, network: nn.Module, velocity: Velocity) -> torch.optim.Optimizer:
+        """Over the network's trainable parameters, with the momentum that they had."""
+        named = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        built = torch.optim.SGD(named.values(), lr=self.learning_rate, momentum=self.momentum)
+        for name, p in named.items():
+            if name in velocity:
+                built.state[p]["momentum_buffer"] = velocity[name].clone()
+        return built
 
-
-class WeightMean:
-    """Mean of a network's weights over steps (Polyak & Juditsky 1992): post-processing that averages noise away."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self._total = [torch.zeros_like(p, dtype=torch.float64) for p in network.parameters()]
-        self._count = 0
-
-    @torch.no_grad()
-    def add(self, network: nn.Module) -> None:
-        """Take in the weights as they are now."""
-        self._count += 1
-        for total, p in zip(self._total, network.parameters(), strict=True):
-            total.add_(p.double())
-
-    @torch.no_grad()
-    def put_into(self, network: nn.Module) -> None:
-        """Make the mean the network's weights."""
-        for total, p in zip(self._total, network.parameters(), strict=True):
-            if self._count:
-                p.copy_(total / self._count)
+    @staticmethod
+    def velocity(network: nn.Module, built: torch.optim.Optimizer) -> Velocity:
+        """The momentum as it is now."""
+        found = {name: built.state[p].get("momentum_buffer") for name, p in network.named_parameters()}
+        return {name: buffer for name, buffer in found.items() if buffer is not None}
 
 
 class Steps(Protocol):
@@ -130,15 +120,18 @@ def learn_round(
     optimiser: Optimiser,
     noise: NoiseSource,
     distillation: Distillation | None,
-) -> None:
+    velocity: Velocity,
+) -> Velocity:
     """Train ``network`` in place for one round of its contract: exactly ``contract.event``, no early stopping.
+    Returns the optimiser's momentum, to be given back in the next round.
 
     The number of steps, the sampling rate and the divisor are the contract's; an empty Poisson sample is a step too.
     """
     event = contract.event
     public = None if distillation is None else lambda: distillation.batch(network, PUBLIC_BATCH)
     network.train()
-    steps = _steps(network, contract, optimiser.build(network), noise)
+    torch_optimiser = optimiser.build(network, velocity)
+    steps = _steps(network, contract, torch_optimiser, noise)
     try:
         with forked_rng(noise.seed()):
             for _ in range(event.steps):
@@ -147,6 +140,7 @@ def learn_round(
     finally:
         steps.close()  # hooks that a failed round left behind would make every later one fail
         network.eval()
+    return optimiser.velocity(network, torch_optimiser)
 
 
 def _steps(network: nn.Module, contract: Contract, optimiser: torch.optim.Optimizer, noise: NoiseSource) -> Steps:
@@ -173,11 +167,11 @@ def fit(
     weight_decay: float = 0.0,
     seed: int = 0,
 ) -> None:
-    """Adam on public data alone: ``steps`` steps with a cosine schedule. Raises FedkdError when it diverges."""
-    optimiser = torch.optim.Adam(
+    """AdamW on public data alone: ``steps`` steps on a one-cycle schedule. Raises FedkdError when it diverges."""
+    optimiser = torch.optim.AdamW(
         [p for p in network.parameters() if p.requires_grad], lr=learning_rate, weight_decay=weight_decay
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=max(steps, 4))
     network.train()
     with forked_rng(seed):
         for _ in range(steps):

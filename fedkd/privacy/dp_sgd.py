@@ -188,7 +188,9 @@ class PrivateSteps:
             return measured
         if not n:
             return torch.zeros(0)
-        return torch.stack([g.reshape(n, -1).norm(2, dim=1) for g in self.optimiser.grad_samples]).norm(2, dim=0)
+        each = [g.reshape(n, -1).norm(2, dim=1) for g in self.optimiser.grad_samples]
+        norms: Tensor = torch.stack(each).norm(2, dim=0)
+        return norms
 
     def _backward(self, losses: Tensor) -> None:
         if self._ghost:

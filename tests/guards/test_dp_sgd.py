@@ -168,13 +168,15 @@ def test_both_clippers_sum_each_example_scaled_down_to_the_clip(
 ) -> None:
     monkeypatch.setattr(dp_sgd, "MICROBATCH", 2)
     network = network_of(kind)
-    x, y = examples_for(kind, 5)
-    x[0] *= 0.01
-    expected = torch.zeros(sum(p.numel() for p in network.parameters()), dtype=torch.float64)
-    for i in range(len(x)):
-        loss = cross_entropy(network(x[i : i + 1]), y[i : i + 1]).sum()
-        one = flat(list(torch.autograd.grad(loss, list(network.parameters()))))
-        expected += one * min(1.0, CLIP / float(one.norm()))
+    list(network.parameters())[-1].data[0] += 4  # sure of class 0, whose examples then have small gradients
+    x, y = examples_for(kind, 5)[0], torch.tensor([0, 1, 0, 2, 0])
+    ones = [
+        flat(list(torch.autograd.grad(cross_entropy(network(x[i : i + 1]), y[i : i + 1]).sum(), network.parameters())))
+        for i in range(len(x))
+    ]
+    norms = torch.stack([one.norm() for one in ones])
+    assert (norms < CLIP).any() and (norms > CLIP).any()
+    expected = sum(one * min(1.0, CLIP / float(one.norm())) for one in ones)
     torch.testing.assert_close(clipped_sum(network, x, y, clipper), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -213,7 +215,7 @@ def test_the_dropout_masks_of_private_examples_are_as_secret_as_the_noise() -> N
     for key in (KEY, KEY, bytes(32)):
         torch.manual_seed(3)
         network = Heard(lambda x: seeds.append(torch.initial_seed()))
-        learn_round(network, labelled(4), contract(steps=1), GENTLE, NoiseSource(key), None)
+        learn_round(network, labelled(4), contract(steps=1), GENTLE, NoiseSource(key), None, {})
     first, again, other = seeds
     assert first == again != other
 
@@ -245,7 +247,7 @@ def test_noise_comes_from_the_key_and_not_from_torch() -> None:
     def update(key: bytes, seed: int) -> bytes:
         network = network_of("linear")
         torch.manual_seed(seed)
-        learn_round(network, labelled(6), contract(sample_rate=0.5), GENTLE, NoiseSource(key), None)
+        learn_round(network, labelled(6), contract(sample_rate=0.5), GENTLE, NoiseSource(key), None, {})
         return flat(list(network.parameters())).detach().numpy().tobytes()
 
     assert update(KEY, 1) == update(KEY, 2)
@@ -332,7 +334,7 @@ def test_the_divisor_of_a_round_is_the_contracts() -> None:
     moves = {}
     for n in (1, 10):
         network = network_of("linear")
-        learn_round(network, Labelled(x.repeat(n, 1), y.repeat(n)), contract(steps=1), GENTLE, Silence(), None)
+        learn_round(network, Labelled(x.repeat(n, 1), y.repeat(n)), contract(steps=1), GENTLE, Silence(), None, {})
         moves[n] = flat(list(network.parameters())).detach()
     torch.testing.assert_close(moves[10], 10 * moves[1], rtol=1e-5, atol=1e-7)
 
@@ -340,7 +342,7 @@ def test_the_divisor_of_a_round_is_the_contracts() -> None:
 @pytest.mark.parametrize("n", [0, 1, 3, 40])
 def test_steps_and_sampling_rate_are_the_contracts_whatever_the_number_of_examples(n: int) -> None:
     noise, network = Silence(), network_of("linear")
-    learn_round(network, labelled(n), contract(steps=5, sample_rate=0.25), GENTLE, noise, None)
+    learn_round(network, labelled(n), contract(steps=5, sample_rate=0.25), GENTLE, noise, None, {})
     assert noise.sampled == [(n, 0.25)] * 5
     assert len(noise.asked) == 5 * len(list(network.parameters()))
 
@@ -405,6 +407,17 @@ def test_the_public_gradient_is_autograds_neither_clipped_nor_noised(kind: str, 
     torch.testing.assert_close(beside - alone, flat(list(expected)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("clipper", CLIPPERS)
+def test_a_public_loss_may_use_the_network_twice(clipper: str) -> None:
+    """As a loss of perturbed inputs does; hooks that were still on would take it for shared weights."""
+    network = network_of("mlp")
+    one = public_loss(network, "mlp")
+    both = flat(gradients(network, *examples_for("mlp", 4), clipper, Silence(), lambda: one() + one() / 2))
+    once = flat(gradients(network, *examples_for("mlp", 4), clipper, Silence(), one))
+    expected = flat(list(torch.autograd.grad(one() / 2, list(network.parameters()))))
+    torch.testing.assert_close(both - once, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_order_of_public_batches_has_nothing_to_do_with_the_noise() -> None:
     def order(key: bytes) -> list[float]:
         seen: list[float] = []
@@ -412,7 +425,7 @@ def test_the_order_of_public_batches_has_nothing_to_do_with_the_noise() -> None:
         target = SoftLabels(torch.full((6, CLASSES), 1 / CLASSES), 1.0)
         network = Heard(lambda x: seen.extend(x[:, 0].tolist()))
         distillation = Distillation(x, target, Objective({"kl": 1.0}), seed=5)
-        learn_round(network, labelled(0), contract(steps=2), GENTLE, NoiseSource(key), distillation)
+        learn_round(network, labelled(0), contract(steps=2), GENTLE, NoiseSource(key), distillation, {})
         return seen
 
     assert order(KEY) == order(bytes(32))
@@ -505,5 +518,5 @@ def test_a_round_that_failed_leaves_no_hooks_behind(monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(trainer, "cross_entropy", fails)
-        learn_round(network, labelled(4), contract(), GENTLE, NoiseSource(KEY), None)
-    learn_round(network, labelled(4), contract(), GENTLE, NoiseSource(KEY), None)
+        learn_round(network, labelled(4), contract(), GENTLE, NoiseSource(KEY), None, {})
+    learn_round(network, labelled(4), contract(), GENTLE, NoiseSource(KEY), None, {})
