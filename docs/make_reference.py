@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import typer
 from pydantic import BaseModel
@@ -106,11 +106,18 @@ def _leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _parameters(command: Any) -> list[str]:
-    rows = [_parameter(parameter) for parameter in command.params if parameter.name != "help"]
+    meanings = _meanings(command.callback)
+    rows = [_parameter(parameter, meanings) for parameter in command.params if parameter.name != "help"]
     return _table(("argument or option", "value", "default", "meaning"), rows) if rows else ["No arguments."]
 
 
-def _parameter(parameter: Any) -> tuple[str, ...]:
+def _meanings(function: Any) -> dict[str, str]:
+    """From the signature: some versions of click drop the help of an argument."""
+    hints = get_type_hints(inspect.unwrap(function), include_extras=True)
+    return {name: part.help for name, hint in hints.items() for part in getattr(hint, "__metadata__", ()) if part.help}
+
+
+def _parameter(parameter: Any, meanings: dict[str, str]) -> tuple[str, ...]:
     argument = parameter.param_type_name == "argument"
     name = parameter.name.upper() if argument else ", ".join(parameter.opts)
     flag = bool(getattr(parameter, "is_flag", False))
@@ -119,7 +126,7 @@ def _parameter(parameter: Any) -> tuple[str, ...]:
         value = " \\| ".join(choices)
     several = " (several)" if parameter.nargs == -1 or getattr(parameter, "multiple", False) else ""
     default = "required" if parameter.required else "" if flag or not parameter.default else f"`{parameter.default}`"
-    return f"`{name}`", value + several, default, _one_line(getattr(parameter, "help", ""))
+    return f"`{name}`", value + several, default, _one_line(meanings.get(parameter.name))
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------
