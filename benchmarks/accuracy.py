@@ -1,6 +1,6 @@
 """Accuracy of scenarios over seeds, beside local-only and central training on the same splits, as a Markdown table.
 
-    python benchmarks/accuracy.py simulations/fashion-mnist.yaml --seeds 0 1 2 --set privacy.epsilon=1
+python benchmarks/accuracy.py simulations/fashion-mnist.yaml --seeds 0 1 2 --set privacy.epsilon=1
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from fedkd.distill.model import ProxyView
 from fedkd.errors import BudgetExceeded, FedkdError, WireError
 from fedkd.privacy.accounting import Pld
 from fedkd.privacy.architecture import check_private
-from fedkd.privacy.contract import Contract, Refused, check_plan, draw_up
+from fedkd.privacy.contract import Contract, Refused, allows, check_plan, draw_up
 from fedkd.privacy.ledger import Ledger, Reservation
 from fedkd.privacy.mechanisms import MECHANISMS
 from fedkd.privacy.noise import NoiseSource, fresh_key, simulation_key
@@ -103,7 +103,7 @@ class Agent:
         if contract is None:
             contract = draw_up(self.policy, offer, self.ledger.events())
             self.ledger.register(contract)
-        elif not contract.answers(offer):
+        elif not contract.answers(offer) or not allows(self.policy, contract):
             raise Refused(Code.CONTRACT)
         return wire.encode(Agreement(offer.run, self.name, contract.hash))
 

@@ -11,11 +11,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load_student(path: str | Path) -> Model:
-    """A trained student; ``.predict(x)`` gives probabilities. Raises DataError for a file that is not a model."""
+def load_student(path: str | Path, code: str | Path = ".") -> Model:
+    """A trained student; ``.predict(x)`` gives probabilities. Raises DataError for a file that is not a model.
+
+    ``code`` is the folder in which an architecture given as ``module:Class`` is looked for.
+    """
     from fedkd.distill.model import Model
 
-    return Model.open(Path(path))
+    return Model.open(Path(path), Path(code))
 
 
-load_teacher = load_student  # both are models, and both are used in the same way
+def load_teacher(path: str | Path, code: str | Path = ".") -> Model:
+    """The trained teacher, used as a student is."""
+    return load_student(path, code)

@@ -6,6 +6,7 @@ Every model refuses unknown keys, names the nearest right one, and points at fil
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -17,11 +18,14 @@ from fedkd.errors import ConfigError
 
 USER_CODE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"  # module:function or module:Class
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+
 Mechanism = Literal["dp_sgd", "none"]
 Codec = Literal["float32", "float16"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Delta = Annotated[float, Field(ge=1e-10, lt=1)]
 Terms = dict[Literal["kl", "soft_ce", "hard_ce"], NonNegative]
 
 
@@ -40,8 +44,6 @@ class Data(Model):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        import re
-
         if self.source not in ("digits", "idx", "npz") and not re.match(USER_CODE, self.source):
             raise ValueError(f"unknown source {self.source!r}: use digits, idx, npz or module:function")
         return self
@@ -50,14 +52,14 @@ class Data(Model):
 class Partition(Model):
     """How a simulation deals the private pool out to its clients."""
 
-    kind: Literal["iid", "dirichlet"] = "iid"
+    kind: Literal["iid", "dirichlet"] = Field("iid", description="dirichlet: clients differ in classes and sizes")
     alpha: Positive = Field(0.5, description="Dirichlet concentration; small means that clients differ much")
 
 
 class Proxy(Model):
     """The public examples, cut off before anything else."""
 
-    size: int = Field(400, ge=2)
+    size: int = Field(400, ge=2, description="examples that all parties hold and answer on")
     labelled: bool = Field(False, description="labelled proxies also teach the teacher their labels")
     tune_size: int = Field(100, ge=0, description="a further public split, on which settings are chosen")
 
@@ -65,36 +67,39 @@ class Proxy(Model):
 class Features(Model):
     """The frozen extractor fitted on the proxy set."""
 
-    kind: Literal["none", "pca", "scattering"] = "scattering"
+    kind: Literal["none", "pca", "scattering"] = Field("scattering", description="none: pixels, standardised")
     components: int = Field(15, ge=1, description="how many of them are kept, at the most")
 
 
-class Student(Model):
-    """A student's architecture; ``learning_rate`` and ``momentum`` overrule the client's training block."""
+class Architecture(Model):
+    """A network: ``linear`` and ``mlp`` on public features, ``cnn`` on raw images, or a user's own class."""
 
     kind: str = Field("linear", description="linear | mlp | cnn | module:Class")
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((64,), description="widths of an mlp's hidden layers")
     activation: Literal["tanh", "relu"] = Field("tanh", description="of an mlp; tanh suits DP-SGD")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of an mlp's hidden layers")
-    learning_rate: Positive | None = None
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        import re
-
         if self.kind not in ("linear", "mlp", "cnn") and not re.match(USER_CODE, self.kind):
             raise ValueError(f"unknown architecture {self.kind!r}: use linear, mlp, cnn or module:Class")
         return self
 
 
-class Teacher(Student):
-    """The server's shared model and how it is distilled from the consensus."""
+class Student(Architecture):
+    """A client's model, and how it learns where that differs from the client's training block."""
+
+    learning_rate: Positive | None = Field(None, description="overrules training.learning_rate")
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="overrules training.momentum")
+
+
+class Teacher(Architecture):
+    """The server's shared model and how it is distilled from the consensus: AdamW on a one-cycle schedule."""
 
     steps: int = Field(100, ge=1, description="optimiser steps a round")
     batch_size: int = Field(4096, ge=1, description="proxy examples a step, at the most")
-    learning_rate: Positive | None = 0.05
-    weight_decay: NonNegative = 0.01
+    learning_rate: Positive = Field(0.05, description="peak of the schedule")
+    weight_decay: NonNegative = Field(0.01, description="decoupled, as in AdamW")
     terms: Terms = Field({"kl": 1.0}, description="weights of the terms on the consensus")
     label_weight: NonNegative = Field(1.0, description="weight of the labels of a labelled proxy set")
 
@@ -102,17 +107,17 @@ class Teacher(Student):
 class Aggregate(Model):
     """What the server makes of many clients' answers."""
 
-    kind: Literal["mean"] = "mean"
+    kind: Literal["mean"] = Field("mean", description="mean of probabilities, exact in fixed point")
 
 
 class Training(Model):
     """A client's own training; nothing here touches its privacy."""
 
-    learning_rate: Positive = 1.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    learning_rate: Positive = Field(1.0, description="of private training, on the sum over the nominal batch size")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="carried from round to round")
     terms: Terms = Field({"kl": 1.0}, description="weights of the terms on the teacher's soft labels")
     distil_steps: int = Field(200, ge=0, description="steps on soft labels alone, after the last round")
-    distil_learning_rate: Positive = 0.02
+    distil_learning_rate: Positive = Field(0.02, description="of these steps, AdamW")
 
 
 class Schedule(Model):
@@ -125,13 +130,24 @@ class Schedule(Model):
     )
 
 
+def _check_schedule(mechanism: str, expected_uses: float, delta: float) -> None:
+    """An example that is used at all with a chance below delta needs no noise to satisfy (epsilon, delta)."""
+    if mechanism == "dp_sgd" and expected_uses <= delta:
+        raise ValueError("steps x sample_rate is below delta: such a guarantee is vacuous, raise one or lower delta")
+
+
 class Privacy(Schedule):
     """Writes the policies of simulated clients. ``epsilon`` is the total of the whole run."""
 
-    mechanism: Mechanism = "dp_sgd"
-    epsilon: Positive = 3.0
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    clip: Positive = 1.0
+    mechanism: Mechanism = Field("dp_sgd", description="none: no privacy, epsilon is infinite")
+    epsilon: Positive = Field(3.0, description="total of the whole run, per example, add/remove")
+    delta: Delta = Field(1e-5, description="the chance at which epsilon may fail")
+    clip: Positive = Field(1.0, description="L2 bound on one example's gradient")
+
+    @model_validator(mode="after")
+    def _not_vacuous(self) -> Self:
+        _check_schedule(self.mechanism, self.steps * self.sample_rate, self.delta)
+        return self
 
 
 def _proxies(value: object) -> object:
@@ -141,17 +157,17 @@ def _proxies(value: object) -> object:
 class Policy(Model):
     """A client's own decision, in a file that only the client writes."""
 
-    mechanism: Mechanism = "dp_sgd"
-    epsilon: Positive = Field(description="limit of the ledger's lifetime, per example")
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    clip: Positive = 1.0
-    steps: int = Field(8, ge=1)
-    sample_rate: Rate = 1.0
+    mechanism: Mechanism = Field("dp_sgd", description="none: no privacy, epsilon is infinite")
+    epsilon: Positive = Field(description="limit of the ledger's lifetime, per example, add/remove")
+    delta: Delta = Field(1e-5, description="the chance at which epsilon may fail")
+    clip: Positive = Field(1.0, description="L2 bound on one example's gradient")
+    steps: int = Field(8, ge=1, description="optimiser steps a round")
+    sample_rate: Rate = Field(1.0, description="Poisson sampling rate; 1 takes every example at every step")
     nominal_examples: int = Field(ge=1, description="public: never the true example count")
     proxies: Annotated[tuple[str, ...], BeforeValidator(_proxies)] = Field(
         min_length=1, description="content hashes of the proxy sets that this client answers on"
     )
-    max_rounds: int = Field(1000, ge=1)
+    max_rounds: int = Field(1000, ge=1, description="longest run that is agreed to")
     noise: Literal["os", "simulation"] = Field(
         "os", description="os: fresh key of the operating system; simulation: reproducible, gives NO guarantee"
     )
@@ -159,6 +175,7 @@ class Policy(Model):
 
     @model_validator(mode="after")
     def _no_user_seed(self) -> Self:
+        _check_schedule(self.mechanism, self.steps * self.sample_rate, self.delta)
         if self.noise == "os" and self.seed is not None:
             raise ValueError("a chosen noise seed gives no privacy: remove 'seed', or say 'noise: simulation'")
         if self.noise == "simulation" and self.seed is None:
@@ -179,11 +196,11 @@ def _students(value: object) -> object:
 class Federation(Model):
     """What a simulation and a deployed server have in common."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
-    rounds: int = Field(5, ge=1, le=10_000)
+    seed: int = Field(0, ge=0, lt=2**63, description="of every random choice but deployed clients' noise")
+    rounds: int = Field(5, ge=1, le=10_000, description="how often clients train and answer")
     quorum: Rate = Field(0.5, description="share of the expected clients that must answer for a round to count")
-    temperature: Positive = 1.0
-    codec: Codec = "float16"
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(1.0, description="T of the teacher's soft labels")
+    codec: Codec = Field("float16", description="how probabilities travel")
     teacher: Teacher = Teacher()
     aggregate: Aggregate = Aggregate()
 
@@ -191,8 +208,8 @@ class Federation(Model):
 class Scenario(Federation):
     """A whole federation on one machine."""
 
-    name: str = "digits"
-    clients: int = Field(5, ge=1, le=100_000)
+    name: str = Field("digits", pattern=NAME, description="names the run directory")
+    clients: int = Field(5, ge=1, le=100_000, description="how many are simulated")
     data: Data = Data()
     partition: Partition = Partition()
     proxy: Proxy = Proxy()
@@ -208,9 +225,10 @@ class Scenario(Federation):
 class ServerConfig(Federation):
     """A deployed server. Paths are relative to the file."""
 
-    proxy: str
+    proxy: str = Field(description="the proxy set's file")
     clients: int = Field(ge=1, description="how many clients are expected")
-    out: str = "run"
+    out: str = Field("run", description="run directory")
+    code: str = Field(".", description="folder in which a teacher given as module:Class is looked for")
     test: Data | None = Field(None, description="public labelled examples on which the teacher is tested")
     address: str = Field("127.0.0.1:8000", description="host:port of the SuperLink")
     round_timeout: Positive = Field(600.0, description="seconds a round waits for answers")
@@ -220,11 +238,11 @@ class ServerConfig(Federation):
 class ClientConfig(Model):
     """A deployed client. Paths are relative to the file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")
-    data: Data
-    proxy: str
-    policy: str = "policy.yaml"
-    state: str = "state"
+    name: str = Field(pattern=NAME, description="by which the server and the ledger know this client")
+    data: Data = Field(description="the private examples")
+    proxy: str = Field(description="the proxy set's file, the same for all parties")
+    policy: str = Field("policy.yaml", description="the client's privacy policy")
+    state: str = Field("state", description="folder of ledger, outbox and student")
     student: Student = Student()
     code: str = Field(".", description="folder in which a student given as module:Class is looked for")
     training: Training = Training()
@@ -336,8 +354,12 @@ def _explain(
     return ConfigError(
         "the configuration is not valid: " + "; ".join(problems),
         where="; ".join(wheres),
-        fix="'fedkd config schema' lists every key",
+        fix=f"'fedkd config schema {_name(kind)}' lists every key",
     )
+
+
+def _name(kind: type[Model]) -> str:
+    return next(name for name, known in KINDS.items() if known is kind)
 
 
 def _nearest(kind: type[Model], key: str) -> str:

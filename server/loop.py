@@ -41,6 +41,7 @@ class Setting:
     more: Callable[[int], Mapping[str, Any]] = lambda round: {}
     tell: Tell = print
     stop: Callable[[], bool] = lambda: False
+    code: Path = field(default_factory=Path.cwd)  # where a user's own teacher is looked for
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Loop:
         self._grid, self._setting, self._run = grid, setting, run
         proxy, config = view.proxy, setting.config
         terms = Terms(run.run_id, proxy.hash, len(proxy), proxy.classes)
-        self._teacher = Teacher(config.teacher, view, config.seed, Path.cwd())
+        self._teacher = Teacher(config.teacher, view, config.seed, setting.code)
         self._test = None if test is None else Labelled(self.teacher.inputs(test.x), torch.from_numpy(test.y))
         self._rows: list[dict[str, Any]] = []
         self._traffic = {"up": 0, "down": 0}
@@ -115,6 +116,8 @@ class Loop:
             if len(tally.answered) >= self._quorum:
                 break
             self._setting.tell(self._shortage(tally, attempt))
+            if not tally.failed:
+                raise self._too_few(tally)  # everybody has said no, and would say so again
         else:
             raise self._too_few(tally)
         for client in tally.answered:
@@ -316,7 +319,14 @@ def serve(grid: Grid, config_path: str) -> None:
     base = path.resolve().parent
     view = ProxyView.load(base / config.proxy)
     run = RunDirectory(base / config.out)
-    setting = Setting(config, config.clients, config.round_timeout, config.join_timeout, on_row=_print_row)
+    setting = Setting(
+        config,
+        config.clients,
+        config.round_timeout,
+        config.join_timeout,
+        on_row=_print_row,
+        code=base / config.code,
+    )
     try:
         Loop(grid, setting, view, run, test_examples(config, base)).run()
     except FedkdError as error:

@@ -19,11 +19,11 @@ EPOCHS = 10
 BATCH = 256
 
 
-def central_accuracy(scenario: Scenario, out: Path) -> float:
+def central_accuracy(scenario: Scenario, out: Path, base: Path) -> float:
     """Test accuracy of the teacher's architecture, trained on all private data in one place."""
     view = ProxyView.load(out / "proxy.safetensors")
     seed = derive(scenario.seed, "central")
-    model = Model.fresh(scenario.teacher, view, seed, Path.cwd())
+    model = Model.fresh(scenario.teacher, view, seed, base)
     private, test = private_examples(out, scenario), sources.load(Data(source="npz", path="test.npz"), out)[0]
     data = Labelled(model.inputs(private.x), torch.from_numpy(private.y))
     order = torch.Generator().manual_seed(seed)

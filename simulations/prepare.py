@@ -9,7 +9,7 @@ import io
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,10 +38,11 @@ def client_names(scenario: Scenario) -> list[str]:
     return [f"client-{index:0{width}d}" for index in range(scenario.clients)]
 
 
-def prepare(scenario: Scenario, out: Path, base: Path) -> None:
+def prepare(scenario: Scenario, out: Path, base: Path, noise: Literal["os", "simulation"] = "simulation") -> None:
     """Write everything that server and clients start from; a second call finds it done.
 
-    ``base`` is the folder that relative paths in the scenario start from. Raises DataError.
+    ``base`` is the folder that relative paths in the scenario start from; ``noise`` goes into the clients' policies:
+    only noise of the operating system gives a guarantee. Raises DataError.
     """
     if (out / DONE).exists():
         return
@@ -57,8 +58,8 @@ def prepare(scenario: Scenario, out: Path, base: Path) -> None:
     )
     nominal = scenario.privacy.nominal_examples or max(1, len(private) // scenario.clients)
     for index, (name, part) in enumerate(zip(client_names(scenario), parts, strict=True)):
-        _write_client(scenario, out, base, index, name, private.take(part), public.hash, nominal)
-    _write_server(scenario, out)
+        _write_client(scenario, out, base, index, name, private.take(part), public.hash, nominal, noise)
+    _write_server(scenario, out, base)
     write_atomic(out / "config.yaml", config.dump(scenario).encode())
     write_json(out / "versions.json", _versions(scenario))
     write_atomic(out / "base", str(base.resolve()).encode())
@@ -111,10 +112,18 @@ def _pack(scenario: Scenario, public: Examples) -> proxy.ProxySet:
 
 
 def _write_client(
-    scenario: Scenario, out: Path, base: Path, index: int, name: str, part: Examples, proxy_hash: str, nominal: int
+    scenario: Scenario,
+    out: Path,
+    base: Path,
+    index: int,
+    name: str,
+    part: Examples,
+    proxy_hash: str,
+    nominal: int,
+    noise: Literal["os", "simulation"],
 ) -> None:
     folder = out / "clients" / name
-    privacy = scenario.privacy
+    privacy, student = scenario.privacy, scenario.students[index % len(scenario.students)]
     policy = Policy(
         mechanism=privacy.mechanism,
         epsilon=privacy.epsilon,
@@ -125,15 +134,15 @@ def _write_client(
         nominal_examples=nominal,
         proxies=(proxy_hash,),
         max_rounds=scenario.rounds,
-        noise="simulation",
-        seed=scenario.seed,
+        noise=noise,
+        seed=scenario.seed if noise == "simulation" else None,
     )
     client = ClientConfig(
         name=name,
         data=Data(source="npz", path="data.npz"),
         proxy="../../proxy.safetensors",
-        student=scenario.students[index % len(scenario.students)],
-        code=str(base.resolve()),
+        student=student,
+        code=str(base.resolve()) if ":" in student.kind else ".",
         training=scenario.training,
         seed=scenario.seed,
     )
@@ -142,13 +151,14 @@ def _write_client(
     _write_examples(folder / "data.npz", part)
 
 
-def _write_server(scenario: Scenario, out: Path) -> None:
+def _write_server(scenario: Scenario, out: Path, base: Path) -> None:
     common = {name: getattr(scenario, name) for name in config.Federation.model_fields}
     server = ServerConfig(
         **common,
         proxy="proxy.safetensors",
         clients=scenario.clients,
         out="server",
+        code=str(base.resolve()) if ":" in scenario.teacher.kind else ".",
         test=Data(source="npz", path="test.npz"),
     )
     write_atomic(out / "server.yaml", config.dump(server).encode())

@@ -79,6 +79,7 @@ class Simulation:
             more=lambda round: self._more(engine),
             tell=self._options.tell,
             stop=self._options.stop,
+            code=self._options.base,
         )
         with engine.grid() as grid:
             loop = Loop(grid, setting, view, run, test)
@@ -148,7 +149,7 @@ class Simulation:
         if not self._scenario.baselines:
             return None
         self._options.tell("training a central model without privacy, to compare with")
-        return central_accuracy(self._scenario, self._out)
+        return central_accuracy(self._scenario, self._out, self._options.base)
 
     def _tune_accuracy(self, loop: Loop) -> float | None:
         """The teacher on the public tuning split: what settings are to be chosen by."""
@@ -196,4 +197,3 @@ def _check_directory(scenario: Scenario, options: Options) -> None:
                 where=str(written),
                 fix="resume without a scenario and without --set, or choose another --out",
             )
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from typing import Annotated
 
 import typer
 
@@ -12,11 +13,25 @@ from fedkd.errors import FedkdError
 
 app = typer.Typer(
     name="fedkd",
-    help="Private federated distillation: clients share only differentially private answers on a public proxy set.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from fedkd import __version__
+
+        print(f"fedkd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+) -> None:
+    """Private federated distillation: clients share only differentially private answers on a public proxy set."""
 
 
 def main() -> None:

@@ -75,12 +75,13 @@ def predict(
     model: Annotated[Path, typer.Argument(help="a student's or the teacher's .safetensors file")],
     data: Annotated[Path, typer.Argument(help=".npz file with an array x of examples")],
     as_json: Annotated[bool, typer.Option("--json", help="probabilities too")] = False,
+    code: Annotated[Path, typer.Option(help="folder of an architecture given as module:Class")] = Path(),
 ) -> None:
     """Print the predicted class of every example."""
     from fedkd import load_student
     from fedkd.data.sources import read_inputs
 
-    probabilities = load_student(model).predict(read_inputs(data))
+    probabilities = load_student(model, code).predict(read_inputs(data))
     first = probabilities.argmax(axis=1).tolist()
     if as_json:
         return _print_json({"classes": first, "probabilities": probabilities.tolist()})
@@ -98,7 +99,7 @@ def schema(kind: Annotated[str, typer.Argument(help="scenario | server | client 
 @settings.command("show")
 def show(
     path: Annotated[Path | None, typer.Argument(help="configuration file")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key")] = None,
     kind: Annotated[str, typer.Option(help="scenario | server | client | policy")] = "scenario",
 ) -> None:
     """Check a configuration and print it with every default filled in."""

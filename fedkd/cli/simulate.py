@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -73,6 +73,9 @@ def prepare(
     scenario: SCENARIO = None,
     overrides: SET = None,
     out: Annotated[Path, typer.Option(help="folder to write")] = Path("federation"),
+    noise: Annotated[
+        Literal["os", "simulation"], typer.Option(help="simulation: reproducible, as in simulate, and NO guarantee")
+    ] = "os",
 ) -> None:
     """Write what simulate would start from: proxy set, server.yaml, and one folder a client, ready for processes."""
     from simulations.prepare import prepare as write
@@ -80,7 +83,7 @@ def prepare(
     chosen, base = _scenario(scenario, overrides or [], None)
     if out.exists() and any(out.iterdir()):
         raise ConfigError("the folder is not empty", where=str(out), fix="choose another --out")
-    write(chosen, out, base)
+    write(chosen, out, base, noise)
     print(f"server: {out / 'server.yaml'}")
     for folder in sorted((out / "clients").iterdir()):
         print(f"client: {folder / 'client.yaml'}")

@@ -8,10 +8,10 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fedkd.config import Student
+from fedkd.config import Architecture
 from fedkd.data.proxy import ProxySet
 from fedkd.data.sources import as_float
 from fedkd.distill import students
@@ -61,28 +61,33 @@ class Model:
     """A network and the frozen feature map in front of it."""
 
     def __init__(
-        self, network: students.Network, features: FeatureMap, architecture: Student, proxy: str, classes: int
+        self, network: students.Network, features: FeatureMap, architecture: Architecture, proxy: str, classes: int
     ) -> None:
         self.network, self.features = network, features
         self.architecture, self.proxy, self.classes = architecture, proxy, classes
 
     @classmethod
-    def fresh(cls, architecture: Student, view: ProxyView, seed: int, base: Path) -> Self:
+    def fresh(cls, architecture: Architecture, view: ProxyView, seed: int, base: Path) -> Self:
         """Randomly initialised from ``seed``, for the examples of a proxy set."""
         proxy = view.proxy
         network = students.build(architecture, view.features.dim, proxy.shape, proxy.classes, seed, base)
-        plain = Student.model_validate(architecture.model_dump(include=set(Student.model_fields)))
+        plain = Architecture.model_validate(architecture.model_dump(include=set(Architecture.model_fields)))
         return cls(network, view.features, plain, proxy.hash, proxy.classes)
 
     def inputs(self, x: NDArray[Any]) -> Tensor:
         """What the network sees of examples [n, *shape]: features [n, dim], or the examples themselves."""
         return _inputs(self.features, self.network.takes, x)
 
-    def predict(self, x: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float32]:
-        """Probabilities [n, classes] for examples [n, *shape]. Raises DataError for another shape."""
-        shape = tuple(self.features.spec["shape"])
+    def predict(self, x: ArrayLike, temperature: float = 1.0) -> NDArray[np.float32]:
+        """Probabilities [n, classes] for examples [n, *shape], uint8 or floats. Raises DataError for another shape,
+        for values that are not finite, or for a temperature that is not above 0."""
+        x, shape = np.asarray(x), tuple(self.features.spec["shape"])
         if tuple(x.shape[1:]) != shape:
             raise DataError(f"examples of shape {tuple(x.shape[1:])}, but the model takes {shape}")
+        if not np.isfinite(x).all():
+            raise DataError("examples must be finite numbers")
+        if not 0 < temperature < np.inf:
+            raise DataError(f"the temperature must be above 0, not {temperature}")
         return soften(logits(self.network, self.inputs(x)), temperature).numpy()
 
     def arrays(self) -> Arrays:
@@ -116,7 +121,7 @@ class Model:
         if meta.get("format") != FORMAT:
             raise DataError("not a fedkd model", where=str(path), fix="give a student or the teacher")
         features = restore(meta["features"], below("features.", content))
-        architecture = Student.model_validate(meta["architecture"])
+        architecture = Architecture.model_validate(meta["architecture"])
         shape = tuple(features.spec["shape"])
         network = students.build(architecture, features.dim, shape, meta["classes"], 0, base or Path.cwd())
         model = cls(network, features, architecture, meta["proxy"], meta["classes"])

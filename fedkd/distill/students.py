@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd import tensors
-from fedkd.config import Student
+from fedkd.config import Architecture
 from fedkd.data.user_code import call, load_symbol
 from fedkd.errors import ConfigError, DataError
 from fedkd.rng import derive
@@ -44,7 +44,9 @@ class Network(nn.Module):
         return logits
 
 
-def build(student: Student, features_dim: int, shape: tuple[int, ...], classes: int, seed: int, base: Path) -> Network:
+def build(
+    student: Architecture, features_dim: int, shape: tuple[int, ...], classes: int, seed: int, base: Path
+) -> Network:
     """The network that a configuration names, in training mode, its parameters a pure function of ``seed``.
 
     ``linear`` (starts at zero) and ``mlp`` (tanh) take features [features_dim]; ``cnn`` takes raw images ``shape`` =
@@ -118,7 +120,7 @@ def _linear(dim: int, classes: int) -> nn.Module:
     return layer
 
 
-def _mlp(dim: int, student: Student, classes: int) -> nn.Module:
+def _mlp(dim: int, student: Architecture, classes: int) -> nn.Module:
     layers: list[nn.Module] = []
     widths = (dim, *student.hidden)
     for inside, outside in pairwise(widths):

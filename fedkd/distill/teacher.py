@@ -50,7 +50,7 @@ class Teacher:
             self.model.network,
             loss,
             steps=self._config.steps,
-            learning_rate=self._config.learning_rate or 0.05,
+            learning_rate=self._config.learning_rate,
             weight_decay=self._config.weight_decay,
             seed=seed,
         )

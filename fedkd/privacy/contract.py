@@ -100,13 +100,13 @@ def check_plan(policy: Policy, contract: Contract | None, plan: Plan) -> None:
         return
     if contract is None:
         raise Refused(Code.NO_CONTRACT)
-    if plan.proxy != contract.proxy or not _allows(policy, contract):
+    if plan.proxy != contract.proxy or not allows(policy, contract):
         raise Refused(Code.CONTRACT)
     if not 1 <= plan.round <= contract.rounds:
         raise Refused(Code.ROUNDS)
 
 
-def _allows(policy: Policy, contract: Contract) -> bool:
+def allows(policy: Policy, contract: Contract) -> bool:
     """Whether today's policy still is the one that the contract was drawn up under; only a higher limit may differ.
 
     A client who has since asked for more protection gets it at once.

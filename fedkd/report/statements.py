@@ -25,7 +25,7 @@ COVERED = [
 ]
 
 NOT_COVERED = [
-    "latency: how long an answer takes, unless the policy releases at a fixed offset",
+    "latency: how long an answer takes",
     "missed deadlines, failures and the participation pattern: that a client takes part, and when",
     "the teacher's test accuracy: computed from public data and released answers, hence post-processing, not charged "
     "again; an accuracy on private data, as simulations show, has no protection",

@@ -17,7 +17,9 @@ def test_the_default_run_is_the_digits_scenario() -> None:
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
-def test_a_scenario_runs_in_a_reduced_form(path: Path, tmp_path: Path, fedkd: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_scenario_runs_in_a_reduced_form(
+    path: Path, tmp_path: Path, fedkd: Callable[..., tuple[int, str, str]]
+) -> None:
     small = sets("data.source=digits", "privacy.nominal_examples=400", "privacy.sample_rate=0.05", "baselines=false")
     code, out, err = fedkd("simulate", path, "--json", "--workers", 1, "--out", tmp_path / "run", *small)
     assert code == 0, err

@@ -50,7 +50,7 @@ def clients(folders: list[Path]) -> Iterator[None]:
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three client processes."""
     out = tmp_path_factory.mktemp("federation") / "run"
-    run("prepare", "--out", out, *sets("privacy.sample_rate=0.5"))
+    run("prepare", "--noise", "simulation", "--out", out, *sets("privacy.sample_rate=0.5"))
     address = f"127.0.0.1:{free_port()}"
     for file in [out / "server.yaml", *out.glob("clients/*/client.yaml")]:
         file.write_text(file.read_text().replace("127.0.0.1:8000", address))
