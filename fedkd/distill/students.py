@@ -23,7 +23,7 @@ from fedkd.tensors import Arrays
 Takes = Literal["features", "raw"]
 
 # What an architecture learns well with where the configuration does not say otherwise; chosen on public tuning splits.
-DEFAULTS: dict[str, dict[str, float]] = {}
+DEFAULTS: dict[str, dict[str, float]] = {"mlp": {"learning_rate": 0.3}, "cnn": {"learning_rate": 0.1}}
 
 
 class Network(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedkd.distill.losses import Objective, SoftLabels, cross_entropy
 from fedkd.errors import FedkdError
+from fedkd.privacy.gradients import PerExampleLoss, shortened
 from fedkd.privacy.noise import NoiseSource
 from fedkd.rng import derive
 
@@ -60,40 +61,40 @@ class Optimiser:
 class Steps(Protocol):
     """Takes one step on private examples and, beside them, on a public loss."""
 
-    def step(
-        self,
-        x: Tensor,
-        y: Tensor,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        public: Callable[[], Tensor] | None = None,
-    ) -> None: ...
+    def step(self, x: Tensor, y: Tensor, loss: PerExampleLoss, public: Callable[[], Tensor] | None = None) -> None:
+        """One optimiser step on x [n, ...] and y [n], which may be empty."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Leave the network as it was found, but for its weights."""
 
 
 class PlainSteps:
-    """The mechanism ``none``: the mean gradient of the sample, bare."""
+    """The mechanism ``none``: the mean gradient of the sample, bare.
 
-    def __init__(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        self._network, self._optimiser = network, optimiser
+    It is no longer than the clip, as under DP-SGD, so that both learn well at the same rates.
+    """
 
-    def step(
-        self,
-        x: Tensor,
-        y: Tensor,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        public: Callable[[], Tensor] | None = None,
-    ) -> None:
+    def __init__(self, network: nn.Module, optimiser: torch.optim.Optimizer, clip: float) -> None:
+        self._network, self._optimiser, self._clip = network, optimiser, clip
+        self._params = [p for p in network.parameters() if p.requires_grad]
+
+    def step(self, x: Tensor, y: Tensor, loss: PerExampleLoss, public: Callable[[], Tensor] | None = None) -> None:
         """One step; a sample without examples has only the public part."""
         self._optimiser.zero_grad()
         if len(x):
-            torch.autograd.backward(loss(self._network(x), y).mean())
+            self._add(loss(self._network(x), y).mean())
         if public is not None:
-            torch.autograd.backward(public())
+            self._add(public())
         self._optimiser.step()
 
     def close(self) -> None:
         """Nothing to undo."""
+
+    def _add(self, value: Tensor) -> None:
+        found = torch.autograd.grad(value, self._params, allow_unused=True)
+        for p, gradient in zip(self._params, shortened(found, self._clip), strict=True):
+            if gradient is not None:
+                p.grad = gradient if p.grad is None else p.grad + gradient
 
 
 class Distillation:
@@ -145,8 +146,8 @@ def learn_round(
 
 def _steps(network: nn.Module, contract: Contract, optimiser: torch.optim.Optimizer, noise: NoiseSource) -> Steps:
     if contract.event.mechanism == "none":
-        return PlainSteps(network, optimiser)
-    from fedkd.privacy.dp_sgd import PrivateSteps
+        return PlainSteps(network, optimiser, contract.clip)
+    from fedkd.privacy.dp_sgd import PrivateSteps  # imported late: Opacus takes seconds, and the server needs none
 
     return PrivateSteps(
         network,

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from fedkd.errors import PrivacyError
 from fedkd.privacy.architecture import check_layers
+from fedkd.privacy.gradients import PerExampleLoss, shortened
 from fedkd.privacy.noise import NoiseSource
 
-PerExampleLoss = Callable[[Tensor, Tensor], Tensor]  # (logits [n, k], targets [n]) -> [n], never reduced
 MICROBATCH = 2048  # rows a backward pass; a full batch goes through in pieces of this size
 GHOST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
 
@@ -158,9 +158,11 @@ class PrivateSteps:
             return [None] * len(self._params)
         self._wrapped.disable_hooks()
         try:
-            return torch.autograd.grad(public(), self._params, allow_unused=True)
+            found = torch.autograd.grad(public(), self._params, allow_unused=True)
         finally:
             self._wrapped.enable_hooks()
+        # in proportion to private gradients: rates that suit clipped ones would let a long one throw the network about
+        return shortened(found, self.optimiser.max_grad_norm)
 
     def _private_gradients(self, x: Tensor, y: Tensor, loss: PerExampleLoss) -> None:
         pieces = list(zip(torch.split(x, MICROBATCH), torch.split(y, MICROBATCH), strict=True))
