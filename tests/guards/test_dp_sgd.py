@@ -84,9 +84,9 @@ def examples_for(kind: str, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(n, *shape, generator=random), torch.randint(CLASSES, (n,), generator=random)
 
 
-def public_loss(network: nn.Module, kind: str) -> Callable[[], Tensor]:
+def public_loss(network: nn.Module, kind: str, weight: float = 50) -> Callable[[], Tensor]:
     x, y = examples_for(kind, 9, seed=9)
-    return lambda: 50 * cross_entropy(network(x), y).mean()
+    return lambda: weight * cross_entropy(network(x), y).mean()
 
 
 def gradients(
@@ -394,11 +394,11 @@ def test_a_rate_of_one_takes_every_example() -> None:
 
 @pytest.mark.parametrize("clipper", CLIPPERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_public_gradient_is_autograds_neither_clipped_nor_noised(kind: str, clipper: str) -> None:
+def test_the_public_gradient_is_autograds_and_is_not_noised(kind: str, clipper: str) -> None:
     network = network_of(kind)
-    public = public_loss(network, kind)
+    public = public_loss(network, kind, weight=1e-3)
     expected = torch.autograd.grad(public(), list(network.parameters()))
-    assert flat(list(expected)).norm() > 10 * CLIP
+    assert flat(list(expected)).norm() < CLIP
     seen = gradients(network, *examples_for(kind, 0), clipper, Silence(), public)
     assert all(torch.equal(one, other) for one, other in zip(seen, expected, strict=True))
     x, y = examples_for(kind, 5)
@@ -408,10 +408,20 @@ def test_the_public_gradient_is_autograds_neither_clipped_nor_noised(kind: str, 
 
 
 @pytest.mark.parametrize("clipper", CLIPPERS)
+def test_a_long_public_gradient_is_as_long_as_the_clip_and_points_the_same_way(clipper: str) -> None:
+    network = network_of("mlp")
+    public = public_loss(network, "mlp")
+    expected = flat(list(torch.autograd.grad(public(), list(network.parameters()))))
+    assert expected.norm() > 10 * CLIP
+    seen = flat(gradients(network, *examples_for("mlp", 0), clipper, Silence(), public))
+    torch.testing.assert_close(seen, expected * (CLIP / expected.norm()))
+
+
+@pytest.mark.parametrize("clipper", CLIPPERS)
 def test_a_public_loss_may_use_the_network_twice(clipper: str) -> None:
     """As a loss of perturbed inputs does; hooks that were still on would take it for shared weights."""
     network = network_of("mlp")
-    one = public_loss(network, "mlp")
+    one = public_loss(network, "mlp", weight=1e-3)
     both = flat(gradients(network, *examples_for("mlp", 4), clipper, Silence(), lambda: one() + one() / 2))
     once = flat(gradients(network, *examples_for("mlp", 4), clipper, Silence(), one))
     expected = flat(list(torch.autograd.grad(one() / 2, list(network.parameters()))))
