@@ -85,6 +85,7 @@ class Learner:
                 lambda network: distillation.batch(network, 256),
                 steps=training.distil_steps,
                 learning_rate=training.distil_learning_rate,
+                weight_decay=training.distil_weight_decay,
                 seed=derive(self._seed, salt),
             )
         self.labels = labels

@@ -118,6 +118,7 @@ class Training(Model):
     terms: Terms = Field({"kl": 1.0}, description="weights of the terms on the teacher's soft labels")
     distil_steps: int = Field(200, ge=0, description="steps on soft labels alone, after the last round")
     distil_learning_rate: Positive = Field(0.02, description="of these steps, AdamW")
+    distil_weight_decay: NonNegative = Field(1.0, description="of these steps; lets go of the noise in the weights")
 
 
 class Schedule(Model):
