@@ -109,6 +109,11 @@ def _gradients(body: nn.Module, n: int) -> dict[str, Tensor]:
             gradient = getattr(parameter, "grad_sample", None)
             if not isinstance(gradient, Tensor) or len(gradient) != n:
                 raise _refuse(name, parameter, "it has no gradient per example", "freeze it, or use it once in forward")
+            # a parameter that is also used outside its layer has gradients that the layer's hooks do not see, and
+            # ghost clipping, which measures with hooks what autograd sums, would not bound them
+            total = {name: gradient.detach().sum(dim=0)}
+            if parameter.grad is None or _same(total, {name: parameter.grad}) is not None:
+                raise _refuse(name, parameter, "its gradient also comes past its layer", "use it in its layer alone")
             found[name] = gradient.detach()[:1]
     return found
 

@@ -84,9 +84,13 @@ class _GhostModule(GradSampleModuleFastGradientClipping):  # type: ignore[misc]
 
 
 def prefers_ghost(network: nn.Module) -> bool:
-    """Ghost clipping was the faster one for every architecture whose layers have norm samplers; else hooks."""
+    """Ghost clipping was the faster one for every architecture whose layers have norm samplers; else hooks.
+
+    Hooks for a user's own code as well: they sum what they have measured, ghost clipping sums what autograd gives.
+    """
+    known = all(type(m).__module__.startswith(("torch.nn.", "fedkd.")) for m in network.modules())
     with_weights = [m for m in network.modules() if any(True for _ in m.parameters(recurse=False))]
-    return all(isinstance(m, GHOST_LAYERS) for m in with_weights)
+    return known and all(isinstance(m, GHOST_LAYERS) for m in with_weights)
 
 
 class PrivateSteps:

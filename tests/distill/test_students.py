@@ -217,6 +217,29 @@ def test_a_forward_pass_that_mixes_or_fails_is_refused(network: Network, what: s
         check_private(network)
 
 
+class PastItsLayer(nn.Module):
+    """Uses a weight both in its layer, where hooks see it, and outside, where they do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + 100 * nn.functional.linear(x, self.layer.weight)
+
+
+def test_a_parameter_that_is_also_used_past_its_layer_is_refused() -> None:
+    with pytest.raises(PrivacyError, match="past its layer"):
+        check_private(Network(PastItsLayer(), "features", (4,), 3))
+
+
+def test_a_users_own_code_is_clipped_with_hooks() -> None:
+    from fedkd.privacy.dp_sgd import prefers_ghost
+
+    assert prefers_ghost(Network(nn.Sequential(nn.Linear(4, 3)), "features", (4,), 3))
+    assert not prefers_ghost(Network(PastItsLayer(), "features", (4,), 3))
+
+
 def test_a_layer_with_parameters_and_buffers_is_refused() -> None:
     layer = nn.Linear(4, 4)
     layer.register_buffer("scale", torch.ones(4))
