@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("fedkd", "client", "server", "simulations", "tests/guards", "pyproject.toml")
+COPIED = ("fedkd", "client", "server", "simulations", "tests/guards", "tests/distill", "pyproject.toml")
 SLOW_IMPORTS = (
     "torch",
     "opacus",
