@@ -92,14 +92,16 @@ def _work(pipe: Connection, folders: Mapping[str, Path], test: Path) -> None:
     host = Host(folders, test)
     while True:
         try:
-            client, method, argument = pipe.recv()
+            pipe.send(_reply(host, *pipe.recv()))
         except (EOFError, OSError):
-            return host.close()
-        try:
-            reply = (True, host.call(client, method, argument))
-        except Exception as error:
-            reply = (False, error if isinstance(error, FedkdError) else FedkdError(repr(error), where=client))
-        pipe.send(reply)
+            return host.close()  # the main process has ended
+
+
+def _reply(host: Host, client: str, method: str, argument: Any) -> tuple[bool, Any]:
+    try:
+        return True, host.call(client, method, argument)
+    except Exception as error:
+        return False, error if isinstance(error, FedkdError) else FedkdError(repr(error), where=client)
 
 
 class Engine:
