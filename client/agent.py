@@ -10,7 +10,8 @@ import fcntl
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -100,8 +101,8 @@ class Agent:
         if (offer.examples, offer.classes) != (len(self._proxy), self._proxy.classes):
             raise Refused(Code.LABELS)
         contract = self.ledger.contract(offer.run)
-        if contract is None:
-            contract = draw_up(self.policy, offer, self.ledger.events())
+        if contract is None:  # or closed: then the ledger refuses
+            contract = draw_up(self.policy, offer, self.ledger.history())
             self.ledger.register(contract)
         elif not contract.answers(offer) or not allows(self.policy, contract):
             raise Refused(Code.CONTRACT)
@@ -145,30 +146,27 @@ class Agent:
             self._learn_only(plan, labels)
             raise Refused(Code.EXHAUSTED) from None
         try:
-            return self._compute(plan, labels, contract, reservation)
-        except Exception:
+            with self._from_ledger():
+                payload = self._compute(plan, labels, contract, reservation)
+                self.ledger.commit(reservation, payload, self._save(plan))
+        except (Exception, SystemExit):
             # whatever it was, Refused and WireError too: after reserve there is one code
             self._tell()
-            self._restore()  # a half-trained student must not be what the next round starts from
             raise Refused(Code.FAILED) from None
+        self._tidy()
+        return payload
 
     def _compute(self, plan: Plan, labels: Rows | None, contract: Contract, reservation: Reservation) -> bytes:
         noise = NoiseSource(reservation.key)
         self.learner.learn(contract, plan.round, labels, plan.temperature, noise)
         mechanism = MECHANISMS[reservation.event.mechanism](reservation.event)
         released = mechanism.release(mechanism.bound(self.learner.answer()), noise, contract.codec)
-        payload = wire.encode(Answers(plan.run, self.name, plan.round, plan.identity, released))
-        self.ledger.commit(reservation, payload, self._save(plan))
-        self._tidy()
-        return payload
+        return wire.encode(Answers(plan.run, self.name, plan.round, plan.identity, released))
 
     def _learn_only(self, plan: Plan, labels: Rows | None) -> bytes:
-        try:
+        with self._from_ledger():
             self.learner.learn_public(labels, plan.temperature, f"{plan.run} {plan.round} public")
             self.ledger.put_state(self._save(plan))
-        except Exception:
-            self._restore()
-            raise
         self._tidy()
         return wire.encode(Learned(plan.run, self.name, plan.round))
 
@@ -185,6 +183,17 @@ class Agent:
         name = f"student-{digest(content)[:16]}.safetensors"
         write_atomic(self.state / name, content)
         return {"student": name, "plan": plan.identity}
+
+    @contextmanager
+    def _from_ledger(self) -> Iterator[None]:
+        """Start from the student that the ledger names, whatever an earlier attempt has left in memory: a key that is
+        entered again must meet the weights it met before. What fails leaves no half-trained student behind."""
+        self._restore()
+        try:
+            yield
+        except BaseException:
+            self._restore()
+            raise
 
     def _restore(self) -> None:
         name = self.ledger.state("student")

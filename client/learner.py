@@ -21,7 +21,8 @@ from fedkd.distill.trainer import Distillation, Labelled, Optimiser, Velocity, f
 from fedkd.privacy.contract import Contract
 from fedkd.privacy.noise import NoiseSource
 from fedkd.rng import derive
-from fedkd.tensors import below, digest, pack, unpack
+from fedkd.state import read_packed
+from fedkd.tensors import Arrays, below, digest, pack, unpack
 from fedkd.wire import Rows
 
 
@@ -112,12 +113,14 @@ class Learner:
         return pack(content, {"client": self._config.name})
 
     def restore(self, path: Path) -> None:
-        """Continue from a file that holds what ``save`` gave."""
-        self.reset(path.read_bytes())
+        """Continue from a file that holds what ``save`` gave. Raises DataError."""
+        self._continue(read_packed(path)[0])
 
     def reset(self, saved: bytes) -> None:
         """Go back to what ``save`` gave."""
-        content, _ = unpack(saved)
+        self._continue(unpack(saved)[0])
+
+    def _continue(self, content: Arrays) -> None:
         self.labels = content.pop("labels", None)
         self.velocity = {name: torch.from_numpy(array) for name, array in below("velocity.", content).items()}
         self.model.load(below("weights.", content))

@@ -11,11 +11,14 @@ from fedkd.errors import DataError
 from fedkd.tensors import Arrays, unpack
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``; after a crash the file is the old one or the new one, whole."""
+def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Replace ``path`` by ``data``; after a crash the file is the old one or the new one, whole.
+
+    ``mode`` are the permissions of the new file, less the process's umask.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

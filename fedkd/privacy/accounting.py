@@ -95,6 +95,17 @@ def normal(entries: History) -> History:
     return full + tuple(sorted((z, rate, steps) for (z, rate), steps in total.items()))
 
 
+def composable(past: Sequence[PrivacyEvent], event: PrivacyEvent) -> bool:
+    """Whether ``event`` may be composed with a ``past`` whose answers could be seen before it was chosen.
+
+    Full-batch Gaussians compose adaptively as they do in advance (Smith & Thakurta 2022, arXiv:2210.17520). Under
+    Poisson sampling PLD bounds schedules that were fixed in advance, and those alone.
+    """
+    if not past or event.mechanism == "none":
+        return True
+    return all(one.sample_rate == 1 for one in (*past, event))
+
+
 def checked(delta: float) -> float:
     """``delta``, or PrivacyError where it cannot be accounted for."""
     if not MIN_DELTA <= delta < 1:

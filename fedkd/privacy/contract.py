@@ -9,6 +9,7 @@ from typing import Any
 from fedkd.config import Policy
 from fedkd.errors import BudgetExceeded
 from fedkd.privacy import calibration
+from fedkd.privacy.accounting import composable
 from fedkd.privacy.events import PrivacyEvent
 from fedkd.tensors import canonical, digest
 from fedkd.wire import Code, Offer, Plan
@@ -68,6 +69,9 @@ def draw_up(policy: Policy, offer: Offer, past: Sequence[PrivacyEvent]) -> Contr
     """The contract under which ``policy`` accepts ``offer``: noise enough that what the ledger has left is not
     overspent. Raises Refused."""
     check_offer(policy, offer)
+    event = PrivacyEvent(policy.mechanism, _noise(policy, offer, past), policy.sample_rate, policy.steps)
+    if not composable(past, event):
+        raise Refused(Code.EXHAUSTED)
     return Contract(
         run=offer.run,
         proxy=offer.proxy,
@@ -75,7 +79,7 @@ def draw_up(policy: Policy, offer: Offer, past: Sequence[PrivacyEvent]) -> Contr
         classes=offer.classes,
         rounds=offer.rounds,
         codec=offer.codec,
-        event=PrivacyEvent(policy.mechanism, _noise(policy, offer, past), policy.sample_rate, policy.steps),
+        event=event,
         clip=policy.clip,
         nominal_batch=policy.nominal_examples * policy.sample_rate,
         epsilon=policy.epsilon,

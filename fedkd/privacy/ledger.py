@@ -3,6 +3,9 @@
 reserve (fsync) -> compute -> store the exact bytes -> commit -> send. A reservation stays charged for ever. Entering it
 again after a crash gives the same noise key, hence the same bytes, and costs nothing more; once it is committed the key
 is erased and only the stored bytes can be had. Entries form a hash chain and are never changed.
+
+A contract that has been agreed to is *pending*: it enters the chain with its first reservation. Until then a server
+can make the client agree to as many others as it likes, and nothing grows.
 """
 
 from __future__ import annotations
@@ -11,24 +14,31 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedkd.errors import BudgetExceeded, LedgerError
-from fedkd.privacy.accounting import Accountant
+from fedkd.privacy.accounting import Accountant, composable
 from fedkd.privacy.contract import Contract, Refused
 from fedkd.privacy.events import PrivacyEvent
+from fedkd.privacy.keys import Held, KeyFile
 from fedkd.state import write_atomic
 from fedkd.tensors import canonical, digest
 from fedkd.wire import Code
 
 SCHEMA = 1
+PENDING = "pending contract"
 GENESIS = "0" * 64
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE entries (seq INTEGER PRIMARY KEY, body TEXT NOT NULL, prev TEXT NOT NULL, hash TEXT NOT NULL UNIQUE);
-CREATE TABLE keys (run TEXT, round INTEGER, key BLOB NOT NULL, snapshot TEXT NOT NULL, PRIMARY KEY (run, round));
+CREATE TABLE entries (
+    seq INTEGER PRIMARY KEY, body TEXT NOT NULL, prev TEXT NOT NULL, hash TEXT NOT NULL UNIQUE,
+    kind TEXT GENERATED ALWAYS AS (json_extract(body, '$.kind')) VIRTUAL,
+    run TEXT GENERATED ALWAYS AS (COALESCE(json_extract(body, '$.run'), json_extract(body, '$.contract.run'))) VIRTUAL,
+    round INTEGER GENERATED ALWAYS AS (json_extract(body, '$.round')) VIRTUAL
+);
+CREATE INDEX entries_by_round ON entries (kind, run, round);
 CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TRIGGER entries_keep BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER entries_stay BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
@@ -54,12 +64,12 @@ class Receipt:
 
 
 class Ledger:
-    """One client's ledger: a SQLite file and, beside it, the outbox of released bytes."""
+    """One client's ledger: a SQLite file and, beside it, the outbox of released bytes and the key of an open round."""
 
     def __init__(self, path: Path, client: str, accountant: Accountant) -> None:
         """Open or create. Raises LedgerError if it belongs to another client, or its chain is broken."""
         self._path, self._accountant = path, accountant
-        self._outbox = path.parent / "outbox"
+        self._outbox, self._keys = path.parent / "outbox", KeyFile(path.parent / "key")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
@@ -73,8 +83,8 @@ class Ledger:
             raise
 
     def _open(self, client: str) -> None:
-        # secure_delete overwrites an erased noise key; FULL makes a reservation durable before any data is touched
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+        # FULL makes a reservation durable before any data is touched
+        for pragma in ("journal_mode=WAL", "synchronous=FULL"):
             self._db.execute(f"PRAGMA {pragma}")
         with self._transaction():
             if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
@@ -87,8 +97,9 @@ class Ledger:
         if meta["client"] != client:
             raise LedgerError(f"the ledger belongs to client {meta['client']!r}, not {client!r}", where=str(self._path))
         self.client = client
-        # a key that was erased just before a crash may still be in the write-ahead log
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        held = self._keys.read()
+        if held is None or self._body("commit", held.run, held.round) is not None:
+            self._keys.erase()  # what a crash between commit and erasure has left
 
     @classmethod
     def read(cls, path: Path) -> dict[str, Any]:
@@ -115,23 +126,36 @@ class Ledger:
     # -- contracts ---------------------------------------------------------------------------------------------------
 
     def contract(self, run: str) -> Contract | None:
-        """The contract registered for a run."""
-        record = next((body for body in self._bodies("contract") if body["contract"]["run"] == run), None)
-        return Contract.from_record(record["contract"]) if record else None
-
-    def register(self, contract: Contract) -> None:
-        """Write a contract down before its first round. Raises Refused if its whole schedule does not fit."""
-        with self._transaction():
-            if self.contract(contract.run) is not None:
-                raise Refused(Code.CONTRACT)
-            if not self._fits([*self.events(), *[contract.event] * contract.rounds], contract):
-                raise Refused(Code.EXHAUSTED)
-            self._append({"kind": "contract", "hash": contract.hash, "contract": contract.record()})
+        """What has been agreed to for a run: pending, or in force. Older contracts are closed, so that what they had
+        not used can be given to the newest."""
+        return next((one for one in (self._pending(), self._newest()) if one is not None and one.run == run), None)
 
     def open_contract(self) -> Contract | None:
-        """The newest contract; older ones are closed, so that what they had not used can be given to the newest."""
-        bodies = list(self._bodies("contract"))
-        return Contract.from_record(bodies[-1]["contract"]) if bodies else None
+        """What has been agreed to last."""
+        return self._pending() or self._newest()
+
+    def register(self, contract: Contract) -> None:
+        """Hold a contract ready for its first round. Raises Refused if its whole schedule does not fit, or its run has
+        had a contract."""
+        with self._transaction():
+            if self.contract(contract.run) is not None or self._body("contract", contract.run) is not None:
+                raise Refused(Code.CONTRACT)
+            if not self._admits(contract):
+                raise Refused(Code.EXHAUSTED)
+            self._put_state({PENDING: canonical(contract.record()).decode()})
+
+    def _pending(self) -> Contract | None:
+        record = self.state(PENDING)
+        return Contract.from_record(json.loads(record)) if record else None
+
+    def _newest(self) -> Contract | None:
+        row = self._db.execute("SELECT body FROM entries WHERE kind = 'contract' ORDER BY seq DESC LIMIT 1").fetchone()
+        return Contract.from_record(json.loads(row[0])["contract"]) if row else None
+
+    def _bring_into_force(self, contract: Contract) -> None:
+        """Enter a pending contract into the chain: from now on it is the only one."""
+        self._db.execute("DELETE FROM state WHERE key = ?", (PENDING,))
+        self._append({"kind": "contract", "hash": contract.hash, "contract": contract.record()})
 
     # -- reserve -> commit -------------------------------------------------------------------------------------------
 
@@ -141,38 +165,49 @@ class Ledger:
         Raises Refused for a round out of order or another plan, BudgetExceeded when the limit would be passed.
         """
         with self._transaction():
-            contract = self.open_contract()
-            if contract is None or contract.run != run:
+            contract = self.contract(run)
+            if contract is None:
                 raise Refused(Code.NO_CONTRACT)
-            rounds = {body["round"]: body for body in self._bodies("reserve") if body["run"] == run}
-            if round in rounds:
-                return self._again(rounds[round], plan, snapshot)
-            if rounds and round < max(rounds):
+            before = self._body("reserve", run, round)
+            if before is not None:
+                return self._again(before, plan, snapshot)
+            if round < self._last_round(run):
                 raise Refused(Code.ORDER)
             if not 1 <= round <= contract.rounds:
                 raise Refused(Code.ROUNDS)
-            if not self._fits([*self.events(), contract.event], contract):
-                raise BudgetExceeded("this round would spend more than the policy allows", where=f"round {round}")
-            key = new_key()
-            self._db.execute("DELETE FROM keys")  # an abandoned reservation can never be entered again
-            self._db.execute("INSERT INTO keys VALUES (?, ?, ?, ?)", (run, round, key, snapshot))
-            self._append(
-                {"kind": "reserve", "run": run, "round": round, "plan": plan, "event": contract.event.record()}
-            )
-        return Reservation(run, round, contract.event, key)
+            self._charge(contract, round, plan)
+            # only now: it takes the place of the key of a round that was given up, which can never be entered again
+            held = Held(run, round, snapshot, new_key())
+            self._keys.write(held)
+        return Reservation(run, round, contract.event, held.key)
+
+    def _charge(self, contract: Contract, round: int, plan: str) -> None:
+        new = self._body("contract", contract.run) is None
+        if not (self._admits(contract) if new else self._fits(contract, 1)):
+            raise BudgetExceeded("this round would spend more than the policy allows", where=f"round {round}")
+        if new:
+            self._bring_into_force(contract)
+        event = contract.event.record()
+        self._append({"kind": "reserve", "run": contract.run, "round": round, "plan": plan, "event": event})
+
+    def _last_round(self, run: str) -> int:
+        query = "SELECT COALESCE(MAX(round), 0) FROM entries WHERE kind = 'reserve' AND run = ?"
+        return int(self._db.execute(query, (run,)).fetchone()[0])
 
     def _again(self, body: Mapping[str, Any], plan: str, snapshot: str) -> Reservation:
         if body["plan"] != plan:
             raise Refused(Code.PLAN)
-        row = self._db.execute(
-            "SELECT key, snapshot FROM keys WHERE run = ? AND round = ?", (body["run"], body["round"])
-        ).fetchone()
-        if row is None:
+        held = self._key(body["run"], body["round"])
+        if held is None:
             raise Refused(Code.ORDER)
-        if row[1] != snapshot:
+        if held.snapshot != snapshot:
             # other data under the same noise: the difference of two outputs would be the data, bare
             raise Refused(Code.FAILED)
-        return Reservation(body["run"], body["round"], PrivacyEvent.from_record(body["event"]), row[0])
+        return Reservation(held.run, held.round, PrivacyEvent.from_record(body["event"]), held.key)
+
+    def _key(self, run: str, round: int) -> Held | None:
+        held = self._keys.read()
+        return held if held is not None and (held.run, held.round) == (run, round) else None
 
     def commit(self, reservation: Reservation, payload: bytes, state: Mapping[str, str]) -> Receipt:
         """Store the exact bytes that may leave, and with them the client's new state; erase the key."""
@@ -180,20 +215,19 @@ class Ledger:
         write_atomic(self._outbox / mark, payload)
         run, round = reservation.run, reservation.round
         with self._transaction():
-            if not self._db.execute("DELETE FROM keys WHERE run = ? AND round = ?", (run, round)).rowcount:
+            if self._key(run, round) is None or self._body("commit", run, round) is not None:
                 raise LedgerError("there is no open reservation to commit", where=f"run {run}, round {round}")
             head = self._append({"kind": "commit", "run": run, "round": round, "digest": mark, "bytes": len(payload)})
             self._put_state(state)
-        # the key must not survive in the write-ahead log either
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._keys.erase()
         return Receipt(mark, head)
 
     def released(self, run: str, round: int, plan: str) -> bytes | None:
         """The exact bytes committed for a round. Raises Refused if they answered another plan."""
-        commit = next((b for b in self._bodies("commit") if (b["run"], b["round"]) == (run, round)), None)
-        if commit is None:
+        commit, charge = (self._body(kind, run, round) for kind in ("commit", "reserve"))
+        if commit is None or charge is None:
             return None
-        if not any((b["run"], b["round"], b["plan"]) == (run, round, plan) for b in self._bodies("reserve")):
+        if charge["plan"] != plan:
             raise Refused(Code.PLAN)
         payload = (self._outbox / commit["digest"]).read_bytes()
         if digest(payload) != commit["digest"]:
@@ -217,9 +251,12 @@ class Ledger:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def events(self) -> list[PrivacyEvent]:
-        """Every event ever charged, released or not."""
-        return [PrivacyEvent.from_record(body["event"]) for body in self._bodies("reserve")]
+    def history(self) -> list[PrivacyEvent]:
+        """All that has ever been charged, released or not; equal events are one, with the steps of all."""
+        query = """SELECT json_extract(body, '$.event') AS event, COUNT(*) FROM entries
+            WHERE kind = 'reserve' GROUP BY event ORDER BY MIN(seq)"""
+        found = [(PrivacyEvent.from_record(json.loads(text)), count) for text, count in self._db.execute(query)]
+        return [replace(event, steps=event.steps * count) for event, count in found]
 
     def head(self) -> str:
         """Hash of the newest entry."""
@@ -261,16 +298,25 @@ class Ledger:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _fits(self, events: list[PrivacyEvent], contract: Contract) -> bool:
+    def _admits(self, contract: Contract) -> bool:
+        """Whether a new contract may follow what has been charged."""
+        return composable(self.history(), contract.event) and self._fits(contract, contract.rounds)
+
+    def _fits(self, contract: Contract, rounds: int) -> bool:
+        """Whether ``rounds`` more rounds of a contract stay within its limit."""
         if contract.event.mechanism == "none":
             return True  # the policy has said that nothing is protected; every report says infinity
+        events = [*self.history(), *[contract.event] * rounds]
         return self._accountant.spent(events, contract.delta).epsilon <= contract.epsilon
 
+    def _body(self, kind: str, run: str, round: int | None = None) -> dict[str, Any] | None:
+        query = "SELECT body FROM entries WHERE kind = ? AND run = ? AND round IS ?"
+        row = self._db.execute(query, (kind, run, round)).fetchone()
+        return json.loads(row[0]) if row else None
+
     def _bodies(self, kind: str) -> Iterator[dict[str, Any]]:
-        for (text,) in self._db.execute("SELECT body FROM entries ORDER BY seq").fetchall():
-            body = json.loads(text)
-            if body["kind"] == kind:
-                yield body
+        for (text,) in self._db.execute("SELECT body FROM entries WHERE kind = ? ORDER BY seq", (kind,)).fetchall():
+            yield json.loads(text)
 
     def _append(self, body: Mapping[str, Any]) -> str:
         text, prev = canonical(body).decode(), self.head()

@@ -7,6 +7,7 @@ import sqlite3
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fedkd.errors import BudgetExceeded, FedkdError, LedgerError
 from fedkd.privacy.accounting import Pld
 from fedkd.privacy.contract import Contract, Refused
 from fedkd.privacy.events import PrivacyEvent
+from fedkd.privacy.keys import Held, KeyFile
 from fedkd.privacy.ledger import Ledger
 from fedkd.tensors import digest
 from fedkd.wire import Agreement, Answers, Code, Learned, Refusal
@@ -58,7 +60,7 @@ def reserve(ledger: Ledger, round: int = 1, *, run: str = "run-1", plan: str = P
 
 
 def spent(ledger: Ledger) -> float:
-    return Pld().spent(ledger.events(), 1e-5).epsilon
+    return Pld().spent(ledger.history(), 1e-5).epsilon
 
 
 def answers(reply: bytes) -> Answers:
@@ -159,7 +161,7 @@ def before_commit(patch: pytest.MonkeyPatch) -> None:
 
 
 def after_commit(patch: pytest.MonkeyPatch) -> None:
-    """Committed, but the write-ahead log still holds the key."""
+    """Committed, but the key is still there."""
     original = Ledger._transaction
 
     @contextmanager
@@ -197,7 +199,7 @@ def answer_once(device: Any, plan: Any) -> tuple[bytes, float, int]:
     agent = device.start()
     assert isinstance(device.agree(agent), Agreement)
     reply = device.ask(agent, plan)
-    events = agent.ledger.events()
+    events = agent.ledger.history()
     agent.close()
     return reply, Pld().spent(events, 1e-5).epsilon, len(events)
 
@@ -244,9 +246,37 @@ def test_an_error_after_the_charge_costs_nothing_more_and_a_retry_gives_the_iden
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fails_after)
         assert refusal(device.ask(agent, device.plan())) is Code.FAILED
-    reply, charges = device.ask(agent, device.plan()), len(agent.ledger.events())
+    reply, charges = device.ask(agent, device.plan()), len(agent.ledger.export()["events"])
     agent.close()
     assert (reply, charges) == (answer_once(undisturbed, device.plan())[0], 1)
+
+
+def leaves(self: Learner, *arguments: Any) -> None:
+    raise SystemExit(3)
+
+
+def test_a_key_that_is_entered_again_meets_the_student_it_met_before(
+    new_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two outputs under one noise: their difference would be private data, bare."""
+    monkeypatch.setattr(client.agent, "fresh_key", lambda: KEY)
+    device, undisturbed = new_device(), new_device()
+    agent = device.start()
+    device.agree(agent)
+    restored: list[None] = []
+
+    def restore_once(self: Agent) -> None:
+        restored.append(None)
+        if len(restored) > 1:  # the student has been trained, and cannot be brought back
+            raise OSError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "answer", leaves)
+        assert refusal(device.ask(agent, device.plan())) is Code.FAILED
+        patch.setattr(Agent, "_restore", restore_once)
+        assert refusal(device.ask(agent, device.plan())) is Code.FAILED
+    assert len(restored) == 2
+    assert device.ask(agent, device.plan()) == answer_once(undisturbed, device.plan())[0]
 
 
 def test_a_failed_round_does_not_change_the_student(new_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +312,7 @@ def test_another_plan_for_an_answered_round_is_refused(new_device: Any) -> None:
     answers(device.ask(agent, device.plan(1)))
     for other in (device.plan(1, soft=0.9), device.plan(1, temperature=2.0)):
         assert refusal(device.ask(agent, other)) is Code.PLAN
-    assert len(agent.ledger.events()) == 1
+    assert len(agent.ledger.export()["events"]) == 1
 
 
 def test_another_plan_for_an_open_reservation_is_refused(open_ledger: Any) -> None:
@@ -292,7 +322,7 @@ def test_another_plan_for_an_open_reservation_is_refused(open_ledger: Any) -> No
     with pytest.raises(Refused) as refused:
         reserve(ledger, plan="b" * 64)
     assert refused.value.code is Code.PLAN
-    assert len(ledger.events()) == 1
+    assert len(ledger.export()["events"]) == 1
 
 
 def test_rounds_go_forward_only(new_device: Any) -> None:
@@ -360,8 +390,9 @@ def test_simulated_keys_differ_by_client_run_and_round(new_device: Any) -> None:
 
 
 def find(secret: bytes, folder: Path) -> list[str]:
-    """Files below a folder that hold the secret."""
-    return [str(path) for path in folder.rglob("*") if path.is_file() and secret in path.read_bytes()]
+    """Files below a folder that hold the secret, as bytes or as text."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [path.name for path in files if any(form in path.read_bytes() for form in (secret, secret.hex().encode()))]
 
 
 def test_the_key_is_erased_at_commit(new_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,10 +410,34 @@ def test_the_key_is_erased_at_commit(new_device: Any, monkeypatch: pytest.Monkey
     device.ask(agent, device.plan())
     found = find(KEY, device.base)  # while the database is open, with its -wal and -shm
     agent.close()
-    assert there_before and not found and not find(KEY, device.base)
+    assert there_before == ["key"]  # never in the ledger, which others may read and copy
+    assert not found and not find(KEY, device.base)
 
 
-def test_a_key_that_a_crash_left_in_the_log_is_erased_when_the_ledger_is_opened(new_device: Any) -> None:
+def test_the_key_is_overwritten_before_its_file_is_removed(tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "key")
+    keys.write(Held("run-1", 1, DATA, KEY))
+    os.link(tmp_path / "key", tmp_path / "disk")  # what an undelete would find
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+    keys.write(Held("run-1", 2, DATA, os.urandom(32)))
+    assert not find(KEY, tmp_path)
+    keys.erase()
+    assert keys.read() is None and not (tmp_path / "key").exists()
+
+
+def test_a_damaged_key_is_no_key(open_ledger: Any, tmp_path: Path) -> None:
+    ledger = open_ledger()
+    ledger.register(contract())
+    reservation = reserve(ledger)
+    (tmp_path / "key").write_bytes(b"{")
+    with pytest.raises(Refused) as refused:
+        reserve(ledger)
+    assert refused.value.code is Code.ORDER
+    with pytest.raises(LedgerError, match="no open reservation"):
+        ledger.commit(reservation, b"answer", {})
+
+
+def test_a_key_that_a_crash_left_is_erased_when_the_ledger_is_opened(new_device: Any) -> None:
     device = new_device()
 
     def die() -> None:
@@ -413,7 +468,7 @@ def test_other_data_never_meets_the_same_noise(new_device: Any, private_examples
     agent = device.start()
     assert refusal(device.ask(agent, device.plan(1))) is Code.FAILED
     answers(device.ask(agent, device.plan(2)))
-    assert len(agent.ledger.events()) == 2
+    assert len(agent.ledger.export()["events"]) == 2
 
 
 # -- the budget -------------------------------------------------------------------------------------------------------
@@ -434,10 +489,10 @@ def test_a_charge_over_the_limit_is_refused_and_not_made(open_ledger: Any, monke
     ledger.register(contract())
     reserve(ledger, 1)
     tighter = contract(epsilon=spent(ledger) + 1e-4)
-    monkeypatch.setattr(ledger, "open_contract", lambda: tighter)
+    monkeypatch.setattr(ledger, "contract", lambda run: tighter)
     with pytest.raises(BudgetExceeded):
         reserve(ledger, 2)
-    assert len(ledger.events()) == 1
+    assert len(ledger.export()["events"]) == 1
 
 
 def test_two_runs_share_the_limit_of_a_lifetime(new_device: Any) -> None:
@@ -448,12 +503,62 @@ def test_two_runs_share_the_limit_of_a_lifetime(new_device: Any) -> None:
     assert isinstance(device.agree(agent, run="run-2", rounds=2), Agreement)
     for round in (1, 2):
         answers(device.ask(agent, device.plan(round, run="run-2")))
-    events = agent.ledger.events()
-    assert len(events) == 3 and events[1].noise_multiplier > events[0].noise_multiplier
+    events = agent.ledger.history()
+    assert [event.steps for event in events] == [2, 4] and events[1].noise_multiplier > events[0].noise_multiplier
     assert 0.95 < Pld().spent(events, 1e-5).epsilon <= 1.0
     # what the first contract had not used has been given to the second
     assert refusal(device.ask(agent, device.plan(2, run="run-1"))) is Code.NO_CONTRACT
     assert device.agree(agent, run="run-3") == Refusal("alice", Code.EXHAUSTED)
+
+
+def test_agreements_grow_nothing_and_close_nothing(new_device: Any) -> None:
+    device = new_device()
+    agent = device.start()
+    device.agree(agent)
+    answers(device.ask(agent, device.plan(1)))
+    head = agent.ledger.head()
+    for run in range(20):
+        assert isinstance(device.agree(agent, run=f"never-used-{run}"), Agreement)
+    assert agent.ledger.head() == head
+    answers(device.ask(agent, device.plan(2)))
+    assert refusal(device.ask(agent, device.plan(1, run="never-used-3"))) is Code.NO_CONTRACT
+
+
+def test_a_run_that_has_been_closed_is_never_agreed_to_again(new_device: Any) -> None:
+    device = new_device()
+    agent = device.start()
+    for run in ("run-1", "run-2"):
+        device.agree(agent, run=run)
+        answers(device.ask(agent, device.plan(1, run=run)))
+    assert device.agree(agent, run="run-1") == Refusal("alice", Code.CONTRACT)
+
+
+def test_an_agreement_that_has_come_to_be_too_much_is_not_entered(open_ledger: Any) -> None:
+    ledger = open_ledger()
+    fits = Pld().spent([EVENT] * 4, 1e-5).epsilon
+    ledger.register(contract("run-1", epsilon=fits))
+    reserve(ledger, 1)
+    ledger.register(contract("run-2", epsilon=fits))  # three more rounds
+    reserve(ledger, 2)
+    with pytest.raises(BudgetExceeded):
+        reserve(ledger, 1, run="run-2")
+    assert reserve(ledger, 3).round == 3
+
+
+def test_under_poisson_sampling_no_contract_follows_answers(new_device: Any, open_ledger: Any) -> None:
+    """PLD holds for schedules fixed in advance; a second one would be chosen after the first one's answers."""
+    device = new_device(policy={"sample_rate": 0.5, "epsilon": 8.0})
+    agent = device.start()
+    assert isinstance(device.agree(agent, run="run-1"), Agreement)
+    assert isinstance(device.agree(agent, run="run-2"), Agreement)  # nothing has been answered yet
+    answers(device.ask(agent, device.plan(1, run="run-2")))
+    assert device.agree(agent, run="run-3", rounds=1) == Refusal("alice", Code.EXHAUSTED)
+    answers(device.ask(agent, device.plan(2, run="run-2")))
+    ledger = open_ledger()
+    ledger.register(contract("run-1"))
+    reserve(ledger, 1)
+    with pytest.raises(Refused):
+        ledger.register(replace(contract("run-2"), event=replace(EVENT, sample_rate=0.5)))
 
 
 def test_an_exhausted_client_touches_no_private_data_and_still_learns_from_labels(
@@ -462,13 +567,13 @@ def test_an_exhausted_client_touches_no_private_data_and_still_learns_from_label
     device = new_device()
     agent = device.start()
     device.agree(agent)
-    monkeypatch.setattr(agent.ledger, "_fits", lambda events, contract: False)
+    monkeypatch.setattr(agent.ledger, "_fits", lambda contract, rounds: False)
     monkeypatch.setattr(Learner, "learn", lambda *arguments: pytest.fail("private data was touched"))
     before = agent.learner.answer()
     assert refusal(device.ask(agent, device.plan(1, soft=0.95))) is Code.EXHAUSTED
     after = agent.learner.answer()
     assert (after[:, 1] > before[:, 1]).all()
-    assert agent.ledger.events() == []
+    assert agent.ledger.history() == []
 
 
 def test_learning_from_labels_alone_costs_nothing(new_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,7 +582,7 @@ def test_learning_from_labels_alone_costs_nothing(new_device: Any, monkeypatch: 
     monkeypatch.setattr(Learner, "learn", lambda *arguments: pytest.fail("private data was touched"))
     reply = device.ask(agent, device.plan(1, soft=0.9, answer=False))
     assert wire.decode(reply, Learned) == Learned("run-1", "alice", 1)
-    assert agent.ledger.events() == []
+    assert agent.ledger.history() == []
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
@@ -504,11 +609,12 @@ COLUMNS = ("seq", "body", "prev", "hash")
 
 @pytest.fixture(scope="module")
 def ledger_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A written ledger whose append-only triggers have been taken off."""
+    """A written ledger whose entries can be edited: without triggers and constraints."""
     path = tmp_path_factory.mktemp("written") / "ledger.sqlite"
     ledger = written(lambda: Ledger(path, "alice", Pld()))
-    for name in ("entries_keep", "entries_stay"):
-        ledger._db.execute(f"DROP TRIGGER {name}")
+    ledger._db.execute("CREATE TABLE bare AS SELECT seq, body, prev, hash FROM entries")
+    ledger._db.execute("DROP TABLE entries")
+    ledger._db.execute("ALTER TABLE bare RENAME TO entries")
     ledger.close()
     return path.read_bytes()
 
@@ -560,7 +666,7 @@ def changed_text(draw: st.DrawFn, text: str) -> str:
         "DELETE FROM entries WHERE seq = 1",
         "DELETE FROM entries WHERE seq = 3",
         "UPDATE entries SET seq = 90 + seq WHERE seq > 2",
-        "INSERT INTO entries SELECT 6, body, hash, 'x' FROM entries WHERE seq = 5",
+        "INSERT INTO entries (seq, body, prev, hash) SELECT 6, body, hash, 'x' FROM entries WHERE seq = 5",
         "UPDATE entries SET body = CAST(body AS BLOB) WHERE seq = 2",
     ],
 )

@@ -126,7 +126,7 @@ def test_plans_have_no_say_in_privacy(new_device: Any) -> None:
         for name in ("epsilon", "noise_multiplier", "clip", "steps", "sample_rate", "mechanism"):
             reply = agent.handle(method, pack(arrays, {**header, name: 100}))
             assert wire.decode(reply, Refusal).code is Code.MALFORMED
-    assert agent.ledger.open_contract() is None and not agent.ledger.events()
+    assert agent.ledger.open_contract() is None and not agent.ledger.history()
 
 
 def requests(device: Any) -> dict[str, tuple[str, Any]]:
@@ -275,7 +275,7 @@ def test_a_stricter_policy_holds_at_once_also_under_an_old_contract(new_device: 
         device.decide(**new)
         agent = device.start()
         assert wire.decode(device.ask(agent, device.plan()), Refusal).code is Code.CONTRACT
-        assert not agent.ledger.events()
+        assert not agent.ledger.history()
         agent.close()
 
 
@@ -329,7 +329,7 @@ def test_a_client_without_private_data_of_its_own_still_answers(
     answers = wire.decode(device.ask(agent, device.plan()), Answers)
     wire.check_rows(answers.rows.rows, len(public), 2)
     assert agent.learner.save() != before  # it has taken steps of noise
-    assert len(agent.ledger.events()) == 1
+    assert len(agent.ledger.export()["events"]) == 1
 
 
 def test_one_record_that_makes_the_student_overflow_cannot_be_seen(new_device: Any, private_examples: Any) -> None:
@@ -356,7 +356,7 @@ def test_soft_labels_must_be_probabilities(rows: np.ndarray, new_device: Any) ->
     before = agent.learner.save()
     plan = replace(device.plan(soft=0.5), rows=rows, labels=wire.labels_digest(rows))
     assert wire.decode(device.ask(agent, plan), Refusal).code is Code.MALFORMED
-    assert agent.learner.save() == before and not agent.ledger.events()
+    assert agent.learner.save() == before and not agent.ledger.history()
 
 
 def test_labels_that_are_sent_whole_replace_those_of_another_codec(new_device: Any) -> None:
