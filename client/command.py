@@ -46,7 +46,7 @@ def _greet(agent: Agent) -> None:
         f"client {agent.name}: agent and relay are running for {agent.config.address}; policy {policy.mechanism}, "
         f"epsilon {policy.epsilon:g} at delta {policy.delta:g} per example"
     )
-    stderr("agent and relay run as one user: fine for development; apart in production, so that the relay sees no data")
+    stderr("agent and relay run as one user: fine for development; running them apart is not supported yet")
     if policy.noise == "simulation":
         stderr("WARNING: the policy says 'noise: simulation': reproducible noise gives NO privacy guarantee")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedkd.errors import ConfigError
 
@@ -46,6 +46,8 @@ class Data(Model):
     def _known(self) -> Self:
         if self.source not in ("digits", "idx", "npz") and not re.match(USER_CODE, self.source):
             raise ValueError(f"unknown source {self.source!r}: use digits, idx, npz or module:function")
+        if self.source == "digits" and self.path is not None:
+            raise ValueError("the source digits comes with scikit-learn and has no path: remove path, or name a source")
         return self
 
 
@@ -100,8 +102,15 @@ class Teacher(Architecture):
     batch_size: int = Field(4096, ge=1, description="proxy examples a step, at the most")
     learning_rate: Positive = Field(0.05, description="peak of the schedule")
     weight_decay: NonNegative = Field(0.01, description="decoupled, as in AdamW")
-    terms: Terms = Field({"kl": 1.0}, description="weights of the terms on the consensus")
+    terms: Terms = Field({"kl": 1.0}, description="weights of the terms on the consensus; one is above 0")
     label_weight: NonNegative = Field(1.0, description="weight of the labels of a labelled proxy set")
+
+    @field_validator("terms")
+    @classmethod
+    def _learns(cls, terms: dict[str, float]) -> dict[str, float]:
+        if not any(terms.values()):
+            raise ValueError("the teacher learns from nothing: give one term a weight above 0, such as {kl: 1.0}")
+        return terms
 
 
 class Aggregate(Model):

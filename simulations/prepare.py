@@ -18,7 +18,7 @@ from fedkd.config import ClientConfig, Data, Policy, Scenario, ServerConfig
 from fedkd.data import partition, proxy, sources
 from fedkd.data.sources import Examples, as_float
 from fedkd.distill import features
-from fedkd.errors import FedkdError
+from fedkd.errors import ConfigError, FedkdError
 from fedkd.state import write_atomic, write_json
 from fedkd.tensors import canonical, digest
 from server.run import RunDirectory
@@ -42,10 +42,16 @@ def prepare(scenario: Scenario, out: Path, base: Path, noise: Literal["os", "sim
     """Write everything that server and clients start from; a second call finds it done.
 
     ``base`` is the folder that relative paths in the scenario start from; ``noise`` goes into the clients' policies:
-    only noise of the operating system gives a guarantee. Raises DataError.
+    only noise of the operating system gives a guarantee. Raises DataError or ConfigError.
     """
     if (out / DONE).exists():
         return
+    if noise == "os" and scenario.privacy.nominal_examples is None:
+        raise ConfigError(
+            "a policy that gives a guarantee needs a public guess of a client's example count, not the true one",
+            where="key 'privacy.nominal_examples'",
+            fix="for example: --set privacy.nominal_examples=200",
+        )
     train, test = _load(scenario, base)
     cut = partition.cut(len(train), scenario.proxy.size, scenario.proxy.tune_size, scenario.seed)
     public = _pack(scenario, train.take(cut.proxy))

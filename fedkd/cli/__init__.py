@@ -49,6 +49,10 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        # a full disk, a path that is a file, a missing permission: nothing that a traceback would help with
+        place = str(error.filename or "")
+        fail(FedkdError(error.strerror or str(error), where=place, fix="check the path, its permissions and the disk"))
 
 
 def fail(error: FedkdError) -> None:

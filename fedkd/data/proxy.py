@@ -113,7 +113,8 @@ def build(
 
 def describe(data: Data, seed: int, rule: str, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Where a proxy set comes from: source without its path, seed, the rule that chose the indices, sizes of the
-    splits, and versions. No path and no clock, so that two parties who build the same set get the same hash.
+    splits, and versions. No path and no clock: what is built again on the same machine has the same hash. On another
+    one, other kernels of the processor may round otherwise: parties share the file, not its recipe.
     """
     return {
         "source": data.source,

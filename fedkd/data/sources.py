@@ -18,6 +18,7 @@ from fedkd.data.user_code import call, load_symbol
 from fedkd.errors import DataError
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
+MAX_CLASSES = 100_000
 KEYS = ("x", "y", "x_test", "y_test", "classes")
 
 
@@ -201,7 +202,14 @@ def _labels(values: ArrayLike, where: str) -> NDArray[np.int64]:
 
 def _classes(declared: Any, y: NDArray[np.int64], where: str) -> int:
     if declared is None:
-        return int(y.max(initial=-1)) + 1
+        found = int(y.max(initial=-1)) + 1
+        if found > MAX_CLASSES:
+            raise DataError(
+                f"the largest label is {found - 1}",
+                where=where,
+                fix="number the classes 0, 1, 2, ... without gaps; answers have a column for each",
+            )
+        return found
     value = np.asarray(declared)
     if value.shape != () or value.dtype.kind not in "iu" or value < 1:
         raise DataError(f"'classes' must be one positive integer, not {declared!r}", where=where)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional
 
@@ -144,6 +145,14 @@ def _principal(centred: NDArray[np.float64], components: int) -> tuple[NDArray[n
     """
     n, d = centred.shape
     wide = d > n
+    with threadpool_limits(1, "blas"):  # sums are split among threads: their number must not change the last bits
+        return _eigen(centred, components, wide)
+
+
+def _eigen(
+    centred: NDArray[np.float64], components: int, wide: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    n = len(centred)
     square = centred @ centred.T if wide else centred.T @ centred
     values, vectors = np.linalg.eigh(square / n)
     kept = np.flatnonzero(values > _RANK_TOLERANCE * values[-1])[::-1][:components]

@@ -61,7 +61,10 @@ def _calibrate(past: History | None, rate: float, steps: int, epsilon: float, de
 
     low, high = _bracket(excess, _guess(past, rate, steps, target, delta))
     if excess(high) > 0:
-        raise _exceeded(spent, epsilon)
+        raise BudgetExceeded(
+            f"noise of {MAX_NOISE:g} times the clip is not enough for epsilon {epsilon:g} over this schedule",
+            fix="take fewer steps or rounds, or raise the policy's limit",
+        )
     noise = brentq(excess, low, high, xtol=0.2 / GRAIN, rtol=1e-8) if excess(low) > 0 else low
     return _smallest(lambda k: round_up(excess(k / GRAIN) + target) <= epsilon, math.ceil(noise * GRAIN)) / GRAIN
 

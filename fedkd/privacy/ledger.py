@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,15 +109,12 @@ class Ledger:
         ledger = cls.__new__(cls)
         ledger._path = path
         try:
-            ledger._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
-            meta = dict(ledger._db.execute("SELECT key, value FROM meta").fetchall())
-            ledger.client = meta["client"]
-            ledger.verify()
-            return ledger.export()
+            with closing(_open_to_read(path)) as ledger._db:
+                ledger.client = dict(ledger._db.execute("SELECT key, value FROM meta").fetchall())["client"]
+                ledger.verify()
+                return ledger.export()
         except (sqlite3.DatabaseError, KeyError, ValueError) as error:
             raise LedgerError(f"not a readable ledger: {error}", where=str(path)) from None
-        finally:
-            ledger.close()
 
     def close(self) -> None:
         """Close the file."""
@@ -334,6 +331,27 @@ class Ledger:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    address = f"{path.resolve().as_uri()}?mode=ro"
+    try:
+        return _connected(address)
+    except sqlite3.OperationalError:
+        if path.with_name(f"{path.name}-wal").exists():
+            raise  # its newest entries are in there, and it needs a medium that can be written to
+        # write-ahead logging wants a file beside the database, which a read-only medium has no room for
+        return _connected(f"{address}&immutable=1")
+
+
+def _connected(address: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(address, uri=True, isolation_level=None)
+    try:
+        connection.execute("SELECT 1 FROM meta")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
 
 
 def _link(prev: str, body: str) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from fedkd.distill.features import KINDS, MEAN_NORM, FeatureMap, arrays, fit_features, restore
 from fedkd.distill.features import _chunked as chunked
@@ -143,6 +144,15 @@ def test_components_are_an_upper_bound() -> None:
 def test_fitting_twice_gives_the_same_arrays() -> None:
     first, second = (arrays(fit_features("scattering", images(30, 8, 8), components=10)) for _ in range(2))
     assert {name: a.tobytes() for name, a in first.items()} == {name: a.tobytes() for name, a in second.items()}
+
+
+def test_the_number_of_blas_threads_is_not_felt_by_what_is_fitted() -> None:
+    rows = images(1500, 300)
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, "blas"):
+            found.append(arrays(fit_features("pca", rows, components=200)))
+    assert all(np.array_equal(array, found[1][name]) for name, array in found[0].items())
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:

@@ -706,3 +706,31 @@ def test_one_state_directory_has_one_agent(new_device: Any) -> None:
         device.start()
     agent.close()
     device.start().close()
+
+
+def test_a_ledger_on_a_read_only_medium_can_be_read(open_ledger: Any, tmp_path: Path) -> None:
+    expected = written(open_ledger).export()
+    open_ledger().close()
+    folder = tmp_path / "medium"
+    folder.mkdir()
+    (folder / "ledger.sqlite").write_bytes((tmp_path / "ledger.sqlite").read_bytes())
+    with read_only(folder):
+        assert Ledger.read(folder / "ledger.sqlite") == expected
+    (folder / "ledger.sqlite-wal").write_bytes(b"newer entries")
+    with read_only(folder), pytest.raises(LedgerError, match="not a readable ledger"):
+        Ledger.read(folder / "ledger.sqlite")
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """As a medium that cannot be written to looks to SQLite, also to the superuser."""
+    original = sqlite3.connect
+
+    def connect(address: str, **options: Any) -> Any:
+        if "immutable" not in address:
+            raise sqlite3.OperationalError("unable to open database file")
+        return original(address, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fedkd.privacy.ledger.sqlite3, "connect", connect)
+        yield

@@ -140,7 +140,7 @@ def test_a_run_directory_in_use_is_not_overwritten(tmp_path: Path, fedkd: Run) -
 
 def test_resuming_another_configuration(tmp_path: Path, fedkd: Run) -> None:
     out = tmp_path / "run"
-    assert fedkd("prepare", "--out", out, *sets())[0] == 0
+    assert fedkd("prepare", "--out", out, *sets("privacy.nominal_examples=300"))[0] == 0
     refused(fedkd("simulate", "--resume", "--out", out, *sets("rounds=9")), "another configuration")
     refused(fedkd("simulate", "--resume", *sets()), "--out")
 
@@ -159,12 +159,38 @@ def test_a_damaged_or_exchanged_proxy_set(tmp_path: Path, fedkd: Run) -> None:
 
 def test_a_client_whose_policy_does_not_allow_the_proxy_set(tmp_path: Path, fedkd: Run) -> None:
     out = tmp_path / "run"
-    assert fedkd("prepare", "--out", out, *sets())[0] == 0
+    assert fedkd("prepare", "--out", out, *sets("privacy.nominal_examples=300"))[0] == 0
     policy = out / "clients" / "client-1" / "policy.yaml"
     text = policy.read_text()
     start = text.index("proxies:")
     policy.write_text(text[:start] + "proxies: ['" + "0" * 64 + "']\n" + text[text.index("max_rounds") :])
     refused(fedkd("simulate", "--resume", "--workers", 1, "--out", out), "policy.yaml", "proxies")
+
+
+def test_a_deployed_policy_takes_no_count_from_the_data(tmp_path: Path, fedkd: Run) -> None:
+    refused(fedkd("prepare", "--out", tmp_path / "run", *sets()), "privacy.nominal_examples")
+    assert not (tmp_path / "run").exists()
+    assert fedkd("prepare", "--noise", "simulation", "--out", tmp_path / "run", *sets())[0] == 0
+
+
+@pytest.mark.parametrize("terms", ["{}", "{kl: 0}"])
+def test_a_teacher_that_would_learn_from_nothing(tmp_path: Path, fedkd: Run, terms: str) -> None:
+    refused(fedkd("simulate", "--out", tmp_path / "run", *sets(f"teacher.terms={terms}")), "teacher.terms")
+
+
+def test_a_path_that_nothing_reads(tmp_path: Path, fedkd: Run) -> None:
+    refused(fedkd("simulate", "--out", tmp_path / "run", *sets("data.path=mine")), "digits", "path")
+
+
+def test_an_output_directory_that_cannot_be(tmp_path: Path, fedkd: Run) -> None:
+    (tmp_path / "file").write_text("here")
+    refused(fedkd("simulate", "--out", tmp_path / "file" / "run", *sets()), str(tmp_path / "file"))
+
+
+def test_labels_that_cannot_be_counted(tmp_path: Path, fedkd: Run) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((500, 4), np.float32), y=np.arange(500) * 2**30)
+    arguments = sets("data.source=npz", f"data.path={tmp_path}/data.npz")
+    refused(fedkd("simulate", "--out", tmp_path / "run", *arguments), "label")
 
 
 def test_files_that_are_no_models_or_ledgers(tmp_path: Path, fedkd: Run) -> None:
