@@ -70,7 +70,7 @@ class Features(Model):
     """The frozen extractor fitted on the proxy set."""
 
     kind: Literal["none", "pca", "scattering"] = Field("scattering", description="none: pixels, standardised")
-    components: int = Field(15, ge=1, description="how many of them are kept, at the most")
+    components: int = Field(30, ge=1, description="how many of them are kept, at the most")
 
 
 class Architecture(Model):
@@ -122,7 +122,7 @@ class Aggregate(Model):
 class Training(Model):
     """A client's own training; nothing here touches its privacy."""
 
-    learning_rate: Positive = Field(1.0, description="of private training, on the sum over the nominal batch size")
+    learning_rate: Positive = Field(0.5, description="of private training, on the sum over the nominal batch size")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="carried from round to round")
     terms: Terms = Field({"kl": 1.0}, description="weights of the terms on the teacher's soft labels")
     distil_steps: int = Field(200, ge=0, description="steps on soft labels alone, after the last round")

@@ -177,7 +177,10 @@ MUTANTS = (
     _m("ledger of another client taken", BOOK, 'if meta["client"] != client:', "if False:", LEDGER, "test_the_ledger_of_another_client_is_refused"),
     _m("two agents on one state", AGENT, "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "        pass\n", LEDGER, "test_one_state_directory_has_one_agent"),
     _m("half-trained student kept", AGENT, "        except BaseException:\n            self._restore()\n            raise", "        except BaseException:\n            raise", LEDGER, "test_a_failed_round_does_not_change_the_student"),
+    _m("momentum lost at restore", "client/learner.py", 'in below("velocity.", content).items()}', 'in ()}', LEDGER, "test_a_student_continues_from_its_file_with_weights_momentum_and_labels"),
     # -- the release
+    _m("absurd inputs not clamped", "fedkd/distill/model.py", ".clip(-LARGEST_INPUT, LARGEST_INPUT)", "", RELEASE, "test_an_absurd_record_is_clamped_and_clipped_like_any_other"),
+    _m("features fitted by many threads", "fedkd/distill/features.py", 'threadpool_limits(1, "blas")', 'threadpool_limits(None, "blas")', "tests/distill/test_features.py", "test_the_number_of_blas_threads_is_not_felt_by_what_is_fitted"),
     _m("loss in the answers", WIRE, "    plan: str\n    rows: Released\n", "    plan: str\n    rows: Released\n    loss: float = 1.0\n", RELEASE, SCHEMA),
     _m("example count in the answers", WIRE, "    plan: str\n    rows: Released\n", "    plan: str\n    rows: Released\n    examples: int = 0\n", RELEASE, SCHEMA),
     _m("text in a refusal", WIRE, "    client: str\n    code: Code\n", '    client: str\n    code: Code\n    text: str = ""\n', RELEASE, SCHEMA),

@@ -17,7 +17,7 @@ def made(**changes) -> ProxySet:
         "classes": 3,
         "features_spec": {"kind": "pca", "components": 2},
         "features_arrays": {"mean": np.zeros(3, np.float32), "basis": np.eye(3, 2)},
-        "provenance": describe(Data(path="/secret/folder"), 0, "cut", {"proxy": 4}),
+        "provenance": describe(Data(source="idx", path="/secret/folder"), 0, "cut", {"proxy": 4}),
     }
     return build(**{**content, **changes})
 

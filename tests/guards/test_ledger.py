@@ -227,6 +227,18 @@ def test_a_crash_costs_nothing_more_and_gives_the_identical_bytes(
     assert not find(KEY, device.base)
 
 
+def test_a_student_continues_from_its_file_with_weights_momentum_and_labels(new_device: Any) -> None:
+    device = new_device()
+    agent = device.start()
+    device.agree(agent)
+    device.ask(agent, device.plan(1, soft=0.25))
+    before = agent.learner.save()
+    assert agent.learner.velocity
+    agent.close()
+    again = device.start().learner
+    assert again.save() == before and again.velocity
+
+
 @pytest.mark.parametrize("step", [(Learner, "learn"), (Learner, "answer"), (Agent, "_save"), (Ledger, "commit")])
 def test_an_error_after_the_charge_costs_nothing_more_and_a_retry_gives_the_identical_bytes(
     step: tuple[type, str], new_device: Any, monkeypatch: pytest.MonkeyPatch

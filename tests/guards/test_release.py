@@ -342,7 +342,15 @@ def test_one_record_that_makes_the_student_overflow_cannot_be_seen(new_device: A
     weights = agent.learner.model.arrays()
     agent.learner.model.load({name: np.full_like(array, 1e37) for name, array in weights.items()})
     agent.learner.model.network.body.weight.data[1] *= -1
+    agent._fresh = agent.learner.save()  # where its first round starts
     wire.decode(device.ask(agent, device.plan()), Answers)
+
+
+def test_an_absurd_record_is_clamped_and_clipped_like_any_other(new_device: Any, private_examples: Any) -> None:
+    x, y = private_examples(10, 5)
+    x[0], x[1] = 1e30, -3e38
+    data = new_device(data=(x, y)).start().learner.data
+    assert float(data.x[:2].abs().max()) <= 1e4 and bool(data.x.isfinite().all())
 
 
 # -- whatever arrives -------------------------------------------------------------------------------------------------
