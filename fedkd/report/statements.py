@@ -42,7 +42,8 @@ FLOATING_POINT = (
 )
 
 RANDOMNESS = {
-    "os": "ChaCha20 under a fresh 256-bit key of the operating system for every reservation, erased at commit",
+    "os": "ChaCha20 under a fresh 256-bit key of the operating system for every reservation, kept in a file of its own "
+    "and erased at commit",
     "simulation": "NO GUARANTEE: the noise is reproducible from the run's seed; whoever knows the seed can remove it",
 }
 
@@ -99,6 +100,6 @@ def adaptivity(contracts: int, events: Sequence[PrivacyEvent]) -> str:
         # Smith & Thakurta 2022 (arXiv:2210.17520); Koskela, Tobaben & Honkela 2022 (arXiv:2209.15596)
         return f"{fixed}; later contracts may depend on earlier answers, which costs full-batch Gaussians nothing"
     return (
-        f"{fixed}; that later contracts were concluded at all, and for how many rounds, is taken not to depend on "
-        "earlier answers: composition by PLD assumes it for sampled batches"
+        f"{fixed}; NOT COVERED: a contract that was concluded after answers, since composition by PLD assumes for "
+        "sampled batches that all were fixed in advance. fedkd concludes none: something else wrote this ledger"
     )
