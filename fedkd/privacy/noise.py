@@ -1,11 +1,12 @@
 """Keyed noise: a stream cipher under a key of its own for every reservation.
 
 Normals come from the inverse CDF of 53-bit uniforms in float64. This is not hardened against attacks on floating-point
-noise (Mironov 2012, doi:10.1145/2382196.2382264); the report says so.
+noise (Mironov 2012, doi:10.1145/2382196.2382264); the report says so. Discrete Gaussians are drawn without any.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 
 import numpy as np
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from fedkd.privacy.discrete import discrete_gaussian
 from fedkd.rng import derive_bytes
 
 KEY_BYTES = 32
@@ -29,17 +31,23 @@ def simulation_key(seed: int, client: str, run: str, round: int) -> bytes:
 
 
 class NoiseSource:
-    """ChaCha20 under ``key``: a stream each for noise, sampling and seeds, so that no one's length shifts another."""
+    """ChaCha20 under ``key``: a stream each for noise, sampling, seeds and discrete noise, so that no one's length
+    shifts another."""
 
     def __init__(self, key: bytes) -> None:
         if len(key) != KEY_BYTES:
             raise ValueError(f"a noise key has {KEY_BYTES} bytes")
-        labels = (b"noise\0\0\0", b"sampling", b"torch\0\0\0")
-        self._noise, self._sampling, self._torch = (_stream(key, label) for label in labels)
+        labels = (b"noise\0\0\0", b"sampling", b"torch\0\0\0", b"discrete")
+        self._noise, self._sampling, self._torch, self._discrete = (_stream(key, label) for label in labels)
 
     def normal(self, shape: tuple[int, ...], std: float) -> NDArray[np.float64]:
         """Independent N(0, std^2) of the given shape."""
         return ndtri(self._noise.uniform(int(np.prod(shape)))).reshape(shape) * std  # type: ignore[no-any-return]
+
+    def discrete_gaussian(self, shape: tuple[int, ...], variance: int) -> NDArray[np.int64]:
+        """Independent integers N_Z(0, variance) of the given shape, exactly. Raises ValueError for a variance that is
+        outside [1, discrete.MAX_VARIANCE]."""
+        return discrete_gaussian(self._discrete.words, math.prod(shape), variance).reshape(shape)
 
     def seed(self) -> int:
         """For the dropout masks of private examples, which must be as secret as the noise: whoever knew them could tell
@@ -62,8 +70,12 @@ class _stream:
         """The next n bytes of the key stream."""
         return self._encryptor.update(bytes(n))
 
+    def words(self, n: int) -> NDArray[np.uint64]:
+        """n uniform 64-bit words, the same on every machine. Read-only."""
+        return np.frombuffer(self.bytes(8 * n), dtype="<u8").astype(np.uint64, copy=False)
+
     def uniform(self, n: int) -> NDArray[np.float64]:
         """n uniforms in the open interval (0, 1), on the midpoints of a grid of 2^-53."""
-        words = np.frombuffer(self.bytes(8 * n), dtype="<u8")
+        words = self.words(n)
         # the top 53 bits, shifted by half a step: never 0 and never 1, where the inverse CDF is infinite
         return np.minimum((words >> np.uint64(11)).astype(np.float64) * 2.0**-53 + 2.0**-54, 1 - 2.0**-53)
