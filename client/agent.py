@@ -9,28 +9,33 @@ from __future__ import annotations
 import fcntl
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
+from client.journal import Journal
 from client.learner import Learner
 from fedkd import wire
-from fedkd.config import ClientConfig, Policy, load
+from fedkd.config import FEW_IN_A_SUM, ClientConfig, Policy, load
 from fedkd.distill.model import ProxyView
 from fedkd.errors import BudgetExceeded, FedkdError, WireError
-from fedkd.privacy.accounting import Pld
 from fedkd.privacy.architecture import check_private
 from fedkd.privacy.contract import Contract, Refused, allows, check_plan, draw_up
 from fedkd.privacy.ledger import Ledger, Reservation
 from fedkd.privacy.mechanisms import MECHANISMS
 from fedkd.privacy.noise import NoiseSource, fresh_key, simulation_key
+from fedkd.rng import derive_bytes
 from fedkd.state import write_atomic
 from fedkd.tensors import digest
 from fedkd.wire import Agreement, Answers, Code, Hello, Learned, Message, Offer, Plan, Refusal, Rows
 
 Console = Callable[[str], None]
+BARE = "bare"  # a student whose weights have seen private data without noise: it must never be a start for DP-SGD
 
 
 def stderr(text: str) -> None:
@@ -40,6 +45,9 @@ def stderr(text: str) -> None:
 
 class Agent:
     """One client. Calls are taken one at a time: there is one writer."""
+
+    _clock = staticmethod(time.monotonic)
+    _sleep = staticmethod(time.sleep)
 
     def __init__(self, config_path: Path, console: Console = stderr) -> None:
         """Open everything that ``client.yaml`` names. Raises FedkdError for what a user can mend."""
@@ -64,10 +72,11 @@ class Agent:
                 where=f"{self._base / self.config.policy}, key 'proxies'",
                 fix="check the proxy file, or add its hash to the policy",
             )
-        self.learner = Learner(self.config, view, self._base, self._console)
-        if self.policy.mechanism != "none":
+        self.learner = Learner(self.config, view, self._base, self._console, self.policy.shards)
+        if "dp_sgd" in (self.policy.mechanism, *self.policy.also):
             check_private(self.learner.model.network)
-        self.ledger = Ledger(self.state / "ledger.sqlite", self.name, Pld())
+        self.ledger = Ledger(self.state / "ledger.sqlite", self.name, self._new_identity())
+        self.journal = Journal(self.state)
         self._fresh = self.learner.save()
         self._restore()
 
@@ -80,39 +89,80 @@ class Agent:
 
     def handle(self, method: str, payload: bytes) -> bytes:
         """Describe, Agree or Answer: one message in, one message out, never an exception."""
-        steps = {"describe": self._describe, "agree": self._agree, "answer": self._answer}
+        began = self._clock()
         with self._turn:
-            try:
-                return steps[method](payload)
-            except Refused as refused:
-                return self._refuse(refused.code)
-            except WireError as error:
-                self._console(f"client {self.name}: refused a message: {error.what}")
-                return self._refuse(Code.MALFORMED)
-            except (Exception, SystemExit):  # user code may do anything; Ctrl-C alone is for the process
-                self._tell()
-                return self._refuse(Code.FAILED)
+            reply, message, due = self._reply(method, payload)
+            if due is not None and self._clock() > began + due:
+                # it would tell how long the training took; the stored answer leaves at the offset of the next request
+                message = Refusal(self.name, Code.LATE)
+                reply = wire.encode(message)
+            self.journal.note(method, message, reply)
+        if due is not None:
+            self._sleep(max(0.0, began + due - self._clock()))
+        return reply
 
-    def _describe(self, payload: bytes) -> bytes:
-        return wire.encode(Hello(self.name))
+    def _reply(self, method: str, payload: bytes) -> tuple[bytes, Message, float | None]:
+        """Reply, and the offset after the request at which the policy lets it go."""
+        due: float | None = None
+        try:
+            if method == "describe":
+                message: Message = Hello(self.name)
+            elif method == "agree":
+                message = self._agree(wire.decode(payload, Offer))
+            else:
+                plan = wire.decode(payload, Plan)
+                due = self.policy.release_offset if plan.answer else None
+                reply = self._answer(plan)
+                return reply, wire.decode(reply, Answers, Learned), due
+            return wire.encode(message), message, due
+        except Refused as refused:
+            message = Refusal(self.name, refused.code)
+        except WireError as error:
+            self._console(f"client {self.name}: refused a message: {error.what}")
+            message = Refusal(self.name, Code.MALFORMED)
+        except (Exception, SystemExit):  # user code may do anything; Ctrl-C alone is for the process
+            self._tell()
+            message = Refusal(self.name, Code.FAILED)
+        return wire.encode(message), message, due
 
-    def _agree(self, payload: bytes) -> bytes:
-        offer = wire.decode(payload, Offer)
+    def _agree(self, offer: Offer) -> Agreement:
         if (offer.examples, offer.classes) != (len(self._proxy), self._proxy.classes):
             raise Refused(Code.LABELS)
+        self._check_seen(offer.server, offer.seen)
         contract = self.ledger.contract(offer.run)
         if contract is None:  # or closed: then the ledger refuses
-            contract = draw_up(self.policy, offer, self.ledger.history())
+            contract = draw_up(self.policy, offer, self.ledger.past(), self.config.block)
             self.ledger.register(contract)
         elif not contract.answers(offer) or not allows(self.policy, contract):
             raise Refused(Code.CONTRACT)
-        return wire.encode(Agreement(offer.run, self.name, contract.hash))
+        if contract.mechanism == "sum" and offer.clients < FEW_IN_A_SUM:
+            self._console(f"client {self.name}: fewer than {FEW_IN_A_SUM} clients: their sum is mostly noise")
+        return Agreement(
+            run=offer.run,
+            client=self.name,
+            contract=contract.hash,
+            variances=np.array(contract.variances, np.uint64),
+            shards=contract.shards,
+            noise=contract.noise,
+            head=self.ledger.head(offer.server),
+        )
 
-    def _answer(self, payload: bytes) -> bytes:
-        plan = wire.decode(payload, Plan)
+    def _check_seen(self, server: str, seen: str) -> None:
+        try:
+            self.ledger.check_seen(server, seen)
+        except Refused as refused:
+            if refused.code is Code.ROLLED_BACK:
+                self._console(
+                    f"client {self.name}: server {server} has seen a newer ledger of this client than the one in "
+                    f"{self.state}: it was rolled back or copied. Nothing is answered; see 'fedkd ledger recover'"
+                )
+            raise
+
+    def _answer(self, plan: Plan) -> bytes:
         contract = self.ledger.contract(plan.run)
         check_plan(self.policy, contract, plan)
-        if plan.answer:
+        if plan.answer and contract is not None:
+            self._check_seen(contract.server, plan.seen)
             before = self.ledger.released(plan.run, plan.round, plan.identity)
             if before is not None:
                 return before
@@ -140,15 +190,20 @@ class Agent:
         """reserve -> compute -> store -> commit; the caller sends."""
         try:
             reservation = self.ledger.reserve(
-                plan.run, plan.round, plan.identity, self.learner.snapshot, lambda: self._new_key(plan)
+                plan.run,
+                plan.round,
+                plan.identity,
+                self.learner.snapshot,
+                lambda: self._new_key(plan),
+                self.config.block,
             )
         except BudgetExceeded:
             self._learn_only(plan, labels)
             raise Refused(Code.EXHAUSTED) from None
         try:
-            with self._from_ledger():
+            with self._from_ledger(contract):
                 payload = self._compute(plan, labels, contract, reservation)
-                self.ledger.commit(reservation, payload, self._save(plan))
+                self.ledger.commit(reservation, payload, self._save(plan, _lineage(contract)))
         except (Exception, SystemExit):
             # whatever it was, Refused and WireError too: after reserve there is one code
             self._tell()
@@ -159,14 +214,15 @@ class Agent:
     def _compute(self, plan: Plan, labels: Rows | None, contract: Contract, reservation: Reservation) -> bytes:
         noise = NoiseSource(reservation.key)
         self.learner.learn(contract, plan.round, labels, plan.temperature, noise)
-        mechanism = MECHANISMS[reservation.event.mechanism](reservation.event)
-        released = mechanism.release(mechanism.bound(self.learner.answer()), noise, contract.codec)
-        return wire.encode(Answers(plan.run, self.name, plan.round, plan.identity, released))
+        mechanism = MECHANISMS[contract.mechanism](contract)
+        released = mechanism.release(mechanism.bound(self.learner.answer(plan.asked)), noise)
+        head = self.ledger.head(contract.server)  # of the charge: that of the commit would be a hash of itself
+        return wire.encode(Answers(plan.run, self.name, plan.round, plan.identity, released, head))
 
     def _learn_only(self, plan: Plan, labels: Rows | None) -> bytes:
-        with self._from_ledger():
+        with self._from_ledger(None):
             self.learner.learn_public(labels, plan.temperature, f"{plan.run} {plan.round} public")
-            self.ledger.put_state(self._save(plan))
+            self.ledger.put_state(self._save(plan, None))
         self._tidy()
         return wire.encode(Learned(plan.run, self.name, plan.round))
 
@@ -175,20 +231,29 @@ class Agent:
             return simulation_key(self.policy.seed or 0, self.name, plan.run, plan.round)
         return fresh_key()
 
+    def _new_identity(self) -> bytes | None:
+        if self.policy.noise == "simulation":
+            return derive_bytes(self.policy.seed or 0, "identity", self.name)
+        return None
+
     # -- the student on disk -----------------------------------------------------------------------------------------
 
-    def _save(self, plan: Plan) -> dict[str, str]:
+    def _save(self, plan: Plan, lineage: str | None) -> dict[str, str]:
         """Write the student under a name of its own; the ledger's transaction makes it the current one."""
         content = self.learner.save()
         name = f"student-{digest(content)[:16]}.safetensors"
         write_atomic(self.state / name, content)
-        return {"student": name, "plan": plan.identity}
+        return {"student": name, "plan": plan.identity, **({} if lineage is None else {"lineage": lineage})}
 
     @contextmanager
-    def _from_ledger(self) -> Iterator[None]:
+    def _from_ledger(self, contract: Contract | None) -> Iterator[None]:
         """Start from the student that the ledger names, whatever an earlier attempt has left in memory: a key that is
         entered again must meet the weights it met before. What fails leaves no half-trained student behind."""
         self._restore()
+        if contract is not None and contract.mechanism == "dp_sgd" and self.ledger.state("lineage") == BARE:
+            # its weights have seen private data without noise; DP-SGD starts from nothing that private data shaped
+            self._console(f"client {self.name}: a new student, since the old one was trained without DP-SGD")
+            self.learner.reset(self._fresh)
         try:
             yield
         except BaseException:
@@ -210,10 +275,6 @@ class Agent:
 
     # -- the console -------------------------------------------------------------------------------------------------
 
-    def _refuse(self, code: Code) -> bytes:
-        answer: Message = Refusal(self.name, code)
-        return wire.encode(answer)
-
     def _tell(self) -> None:
         """What a user can mend in its own words; of other failures the first with its traceback."""
         error = sys.exception()
@@ -223,6 +284,10 @@ class Agent:
         last = text.strip().splitlines()[-1]
         self._console(f"client {self.name} failed: {last}" if self._failed else f"client {self.name} failed:\n{text}")
         self._failed = True
+
+
+def _lineage(contract: Contract) -> str:
+    return "private" if contract.mechanism == "dp_sgd" else BARE
 
 
 def _lock(state: Path) -> IO[str]:

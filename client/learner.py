@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +28,31 @@ from fedkd.tensors import Arrays, below, digest, pack, unpack
 from fedkd.wire import Rows
 
 
-class Learner:
-    """Private data and student of one client. Nothing in here is ever sent; ``answer`` is what may become a release."""
+@dataclass
+class Lineage:
+    """One student: its weights, the momentum of its training, and the private examples that it learns from."""
 
-    def __init__(self, config: ClientConfig, view: ProxyView, base: Path, console: Callable[[str], None]) -> None:
+    model: Model
+    data: Labelled
+    velocity: Velocity = field(default_factory=dict)
+
+
+class Learner:
+    """Private data and students of one client. Nothing in here is ever sent; ``answer`` is what may become a release.
+
+    There is one student, or one for each of ``shards`` parts of the data, fixed by a hash of the record.
+    """
+
+    def __init__(
+        self, config: ClientConfig, view: ProxyView, base: Path, console: Callable[[str], None], shards: int = 1
+    ) -> None:
         """Raises DataError for data that does not fit the proxy set."""
         self._config, self._view, self._base = config, view, base / config.code
         self._seed = derive(config.seed, "client", config.name)
-        self.model = Model.fresh(config.student, view, self._seed, self._base)
         examples = self._private_examples(base, console)
         self.snapshot = digest(pack({"x": examples.x, "y": examples.y}, {}))
-        self.data = Labelled(self.model.inputs(examples.x), torch.from_numpy(examples.y))
+        self._lineages = [self._lineage(part, index) for index, part in enumerate(_shards(examples, shards))]
         self.labels: Rows | None = None
-        self.velocity: Velocity = {}
 
     def _private_examples(self, base: Path, console: Callable[[str], None]) -> Examples:
         proxy, where = self._view.proxy, f"client {self._config.name}, source {self._config.data.source}"
@@ -50,11 +64,34 @@ class Learner:
             console(f"{where}: {int(public.sum())} records are also in the proxy set, and are left out")
         return examples.take(np.flatnonzero(~public))
 
+    def _lineage(self, examples: Examples, index: int) -> Lineage:
+        model = self._fresh(index)
+        return Lineage(model, Labelled(model.inputs(examples.x), torch.from_numpy(examples.y)))
+
+    def _fresh(self, index: int) -> Model:
+        seed = self._seed if index == 0 else derive(self._seed, "shard", index)
+        return Model.fresh(self._config.student, self._view, seed, self._base)
+
+    @property
+    def model(self) -> Model:
+        """The student that is used on the device: the first one."""
+        return self._lineages[0].model
+
+    @property
+    def data(self) -> Labelled:
+        """Its private examples."""
+        return self._lineages[0].data
+
+    @property
+    def velocity(self) -> Velocity:
+        """Its momentum."""
+        return self._lineages[0].velocity
+
     def alone(self) -> Learner:
         """Another learner on the same data, with the same initial weights: for a comparison, never for a release."""
         other = copy.copy(self)
-        other.model = Model.fresh(self._config.student, self._view, self._seed, self._base)
-        other.labels, other.velocity = None, {}
+        other._lineages = [Lineage(self._fresh(index), one.data) for index, one in enumerate(self._lineages)]
+        other.labels = None
         return other
 
     @property
@@ -70,25 +107,27 @@ class Learner:
         self, contract: Contract, round: int, labels: Rows | None, temperature: float, noise: NoiseSource
     ) -> None:
         """One round of private training, beside the soft labels of the proxy set."""
-        distillation = self._distillation(labels, temperature, f"{contract.run} {round}")
-        self.velocity = learn_round(
-            self.model.network, self.data, contract, self.optimiser, noise, distillation, self.velocity
-        )
+        for one in self._lineages:
+            distillation = self._distillation(labels, temperature, f"{contract.run} {round}")
+            one.velocity = learn_round(
+                one.model.network, one.data, contract, self.optimiser, noise, distillation, one.velocity
+            )
         self.labels = labels
 
     def learn_public(self, labels: Rows | None, temperature: float, salt: str) -> None:
         """Soft labels alone: touches no private data and costs nothing."""
-        distillation = self._distillation(labels, temperature, salt)
         training = self._config.training
-        if distillation is not None and training.distil_steps:
-            fit(
-                self.model.network,
-                lambda network: distillation.batch(network, 256),
-                steps=training.distil_steps,
-                learning_rate=training.distil_learning_rate,
-                weight_decay=training.distil_weight_decay,
-                seed=derive(self._seed, salt),
-            )
+        for one in self._lineages:
+            distillation = self._distillation(labels, temperature, salt)
+            if distillation is not None and training.distil_steps:
+                fit(
+                    one.model.network,
+                    partial(distillation.batch, size=256),
+                    steps=training.distil_steps,
+                    learning_rate=training.distil_learning_rate,
+                    weight_decay=training.distil_weight_decay,
+                    seed=derive(self._seed, salt),
+                )
         self.labels = labels
 
     def _distillation(self, labels: Rows | None, temperature: float, salt: str) -> Distillation | None:
@@ -99,15 +138,22 @@ class Learner:
         seed = derive(self._seed, "distil", salt)
         return Distillation(self._view.inputs(self.model.network.takes), target, objective, seed)
 
-    def answer(self) -> NDArray[np.float32]:
-        """Probabilities [examples, classes] on the whole proxy set: private until a mechanism has released them."""
-        inputs = self._view.inputs(self.model.network.takes)
-        return soften(logits(self.model.network, inputs), 1.0).numpy()
+    def answer(self, asked: NDArray[np.uint32] | None = None) -> NDArray[np.float32]:
+        """Probabilities [students, queries, classes] on the proxy examples ``asked`` (none: all): private until a
+        mechanism has released them."""
+        answers = []
+        for one in self._lineages:
+            inputs = self._view.inputs(one.model.network.takes)
+            some = inputs if asked is None or not len(asked) else inputs[torch.from_numpy(asked.astype(np.int64))]
+            answers.append(soften(logits(one.model.network, some), 1.0).numpy())
+        return np.stack(answers)
 
     def save(self) -> bytes:
         """Weights, momentum and soft labels, to continue from."""
-        content = {f"weights.{name}": array for name, array in self.model.arrays().items()}
-        content |= {f"velocity.{name}": buffer.numpy() for name, buffer in self.velocity.items()}
+        content: Arrays = {}
+        for index, one in enumerate(self._lineages):
+            content |= {f"{_prefix(index)}weights.{name}": array for name, array in one.model.arrays().items()}
+            content |= {f"{_prefix(index)}velocity.{name}": buffer.numpy() for name, buffer in one.velocity.items()}
         if self.labels is not None:
             content["labels"] = self.labels
         return pack(content, {"client": self._config.name})
@@ -122,5 +168,19 @@ class Learner:
 
     def _continue(self, content: Arrays) -> None:
         self.labels = content.pop("labels", None)
-        self.velocity = {name: torch.from_numpy(array) for name, array in below("velocity.", content).items()}
-        self.model.load(below("weights.", content))
+        for index, one in enumerate(self._lineages):
+            velocity = below(f"{_prefix(index)}velocity.", content)
+            one.velocity = {name: torch.from_numpy(array) for name, array in velocity.items()}
+            one.model.load(below(f"{_prefix(index)}weights.", content))
+
+
+def _prefix(index: int) -> str:
+    return f"{index}." if index else ""
+
+
+def _shards(examples: Examples, count: int) -> list[Examples]:
+    """Parts fixed by a hash of each record: one more or less changes no other's part."""
+    if count == 1:
+        return [examples]
+    marks = np.array([int(mark[:8], 16) % count for mark in fingerprints(examples.x)], np.int64)
+    return [examples.take(np.flatnonzero(marks == part)) for part in range(count)]

@@ -20,8 +20,12 @@ USER_CODE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"  # module:function or module:Class
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
-Mechanism = Literal["dp_sgd", "none"]
+Mechanism = Literal["dp_sgd", "gaussian", "sum", "votes", "none"]
 Codec = Literal["float32", "float16"]
+AGGREGATES: dict[Mechanism, Literal["mean", "sum", "votes"]] = {
+    "dp_sgd": "mean", "gaussian": "mean", "none": "mean", "sum": "sum", "votes": "votes"
+}  # fmt: skip
+FEWEST_IN_A_SUM, FEW_IN_A_SUM = 20, 50  # clients below which a noised sum is refused, and warned of
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -116,7 +120,22 @@ class Teacher(Architecture):
 class Aggregate(Model):
     """What the server makes of many clients' answers."""
 
-    kind: Literal["mean"] = Field("mean", description="mean of probabilities, exact in fixed point")
+    kind: Literal["auto", "mean", "sum", "votes"] = Field(
+        "auto",
+        description="mean of probabilities; sum of one-hot votes, noised once; votes: noisy arg-max of each query "
+        "(GNMax); auto: what the scenario's mechanism needs, for a deployed server mean",
+    )
+    queries: int | None = Field(None, ge=1, description="proxy examples asked a round, in turn; none: all")
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="votes: share of the clients that must agree before a query is answered (Confident-GNMax)"
+    )
+    denoise: bool = Field(True, description="ridge regression of noisy sums on the public features, before the arg-max")
+
+    @model_validator(mode="after")
+    def _of_votes(self) -> Self:
+        if self.threshold is not None and self.kind not in ("auto", "votes"):
+            raise ValueError("a threshold is for aggregate.kind: votes")
+        return self
 
 
 class Training(Model):
@@ -140,23 +159,41 @@ class Schedule(Model):
     )
 
 
-def _check_schedule(mechanism: str, expected_uses: float, delta: float) -> None:
-    """An example that is used at all with a chance below delta needs no noise to satisfy (epsilon, delta)."""
-    if mechanism == "dp_sgd" and expected_uses <= delta:
+def _check_mechanism(choice: Privacy | Policy) -> None:
+    """What would give a guarantee that protects nobody, or a model that nobody can use."""
+    # an example that is used at all with a chance below delta needs no noise to satisfy (epsilon, delta)
+    if choice.mechanism == "dp_sgd" and choice.steps * choice.sample_rate <= choice.delta:
         raise ValueError("steps x sample_rate is below delta: such a guarantee is vacuous, raise one or lower delta")
+    mechanisms = {choice.mechanism, *(choice.also if isinstance(choice, Policy) else ())}
+    if "gaussian" in mechanisms and not choice.accept_low_utility:
+        raise ValueError(
+            "noise on every answer of every client ('gaussian') drowns the answers of fewer than hundreds of clients: "
+            "take dp_sgd, or say 'accept_low_utility: true'"
+        )
+    if choice.shards > 1 and mechanisms != {"votes"}:
+        raise ValueError("shards are for the mechanism 'votes' alone")
 
 
-class Privacy(Schedule):
-    """Writes the policies of simulated clients. ``epsilon`` is the total of the whole run."""
+class Protection(Model):
+    """What a client decides about its privacy: in its own policy, or in a scenario that writes the policies."""
 
     mechanism: Mechanism = Field("dp_sgd", description="none: no privacy, epsilon is infinite")
-    epsilon: Positive = Field(3.0, description="total of the whole run, per example, add/remove")
     delta: Delta = Field(1e-5, description="the chance at which epsilon may fail")
     clip: Positive = Field(1.0, description="L2 bound on one example's gradient")
+    min_noise: NonNegative = Field(0.0, description="least noise multiplier, however much of the limit is left")
+    accept_low_utility: bool = Field(False, description="the mechanism 'gaussian' is refused without")
+    shards: int = Field(1, ge=1, le=100, description="votes: one student a shard of the data; above 1: for examples")
+    noise_ratio: Positive = Field(3.0, description="votes: noise of the threshold test over noise of the answer")
+
+
+class Privacy(Schedule, Protection):
+    """Writes the policies of simulated clients. ``epsilon`` is the total of the whole run."""
+
+    epsilon: Positive = Field(3.0, description="total of the whole run, for the unit that the mechanism protects")
 
     @model_validator(mode="after")
-    def _not_vacuous(self) -> Self:
-        _check_schedule(self.mechanism, self.steps * self.sample_rate, self.delta)
+    def _useful(self) -> Self:
+        _check_mechanism(self)
         return self
 
 
@@ -164,20 +201,28 @@ def _proxies(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-class Policy(Model):
+class Policy(Schedule, Protection):
     """A client's own decision, in a file that only the client writes."""
 
-    mechanism: Mechanism = Field("dp_sgd", description="none: no privacy, epsilon is infinite")
-    epsilon: Positive = Field(description="limit of the ledger's lifetime, per example, add/remove")
-    delta: Delta = Field(1e-5, description="the chance at which epsilon may fail")
-    clip: Positive = Field(1.0, description="L2 bound on one example's gradient")
-    steps: int = Field(8, ge=1, description="optimiser steps a round")
-    sample_rate: Rate = Field(1.0, description="Poisson sampling rate; 1 takes every example at every step")
+    epsilon: Positive = Field(
+        description="limit of the ledger's lifetime, for the unit that the mechanism protects (example: in any block)"
+    )
+    lifetime_epsilon: Positive | None = Field(
+        None, description="limit of all blocks together: a person with one example in each"
+    )
+    client_epsilon: Positive | None = Field(
+        None, description="limit for all that the client holds; with it no DP-SGD, which bounds nothing of the kind"
+    )
+    also: tuple[Mechanism, ...] = Field((), description="further mechanisms that a server may ask for")
     nominal_examples: int = Field(ge=1, description="public: never the true example count")
     proxies: Annotated[tuple[str, ...], BeforeValidator(_proxies)] = Field(
         min_length=1, description="content hashes of the proxy sets that this client answers on"
     )
     max_rounds: int = Field(1000, ge=1, description="longest run that is agreed to")
+    max_answers: int | None = Field(None, ge=1, description="most proxy examples that are answered a round")
+    release_offset: Positive | None = Field(
+        None, description="seconds after a plan's arrival at which its answer leaves, whenever it was ready"
+    )
     noise: Literal["os", "simulation"] = Field(
         "os", description="os: fresh key of the operating system; simulation: reproducible, gives NO guarantee"
     )
@@ -185,7 +230,7 @@ class Policy(Model):
 
     @model_validator(mode="after")
     def _no_user_seed(self) -> Self:
-        _check_schedule(self.mechanism, self.steps * self.sample_rate, self.delta)
+        _check_mechanism(self)
         if self.noise == "os" and self.seed is not None:
             raise ValueError("a chosen noise seed gives no privacy: remove 'seed', or say 'noise: simulation'")
         if self.noise == "simulation" and self.seed is None:
@@ -214,6 +259,12 @@ class Federation(Model):
     teacher: Teacher = Teacher()
     aggregate: Aggregate = Aggregate()
 
+    @property
+    def aggregation(self) -> Aggregate:
+        """``aggregate`` with its kind resolved."""
+        kind = "mean" if self.aggregate.kind == "auto" else self.aggregate.kind
+        return self.aggregate.model_copy(update={"kind": kind})
+
 
 class Scenario(Federation):
     """A whole federation on one machine."""
@@ -231,10 +282,28 @@ class Scenario(Federation):
     privacy: Privacy = Privacy()
     baselines: bool = Field(True, description="also train local-only students and a central model to compare with")
 
+    @model_validator(mode="after")
+    def _fits_the_mechanism(self) -> Self:
+        needed = AGGREGATES[self.privacy.mechanism]
+        if self.aggregate.kind not in ("auto", needed):
+            raise ValueError(f"the mechanism {self.privacy.mechanism!r} needs aggregate.kind: {needed}")
+        if self.privacy.mechanism == "sum" and self.clients < FEWEST_IN_A_SUM:
+            raise ValueError(f"the mechanism 'sum' needs {FEWEST_IN_A_SUM} clients at least: its noise drowns fewer")
+        if (self.aggregate.queries or 0) > self.proxy.size:
+            raise ValueError("aggregate.queries is more than the proxy set has (proxy.size)")
+        return self
+
+    @property
+    def aggregation(self) -> Aggregate:
+        """``aggregate`` with its kind resolved."""
+        return self.aggregate.model_copy(update={"kind": AGGREGATES[self.privacy.mechanism]})
+
 
 class ServerConfig(Federation):
     """A deployed server. Paths are relative to the file."""
 
+    name: str = Field("server", pattern=NAME, description="by which clients know this server, in all its runs")
+    heads: str = Field("heads.json", description="file of the clients' newest ledger heads, kept across runs")
     proxy: str = Field(description="the proxy set's file")
     clients: int = Field(ge=1, description="how many clients are expected")
     out: str = Field("run", description="run directory")
@@ -253,6 +322,11 @@ class ClientConfig(Model):
     proxy: str = Field(description="the proxy set's file, the same for all parties")
     policy: str = Field("policy.yaml", description="the client's privacy policy")
     state: str = Field("state", description="folder of ledger, outbox and student")
+    block: str = Field(
+        "all",
+        pattern=NAME,
+        description="which disjoint part of the client's data this is, by its time, not by a count",
+    )
     student: Student = Student()
     code: str = Field(".", description="folder in which a student given as module:Class is looked for")
     training: Training = Training()

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkd.aggregate.mean import AGGREGATORS, Accumulator
+from fedkd.aggregate import RULES
+from fedkd.aggregate.rule import Central, Consensus, Rule
 from fedkd.config import Federation
 from fedkd.errors import WireError
+from fedkd.privacy.noise import NoiseSource, fresh_key, simulation_key
+from fedkd.rng import generator
 from fedkd.tensors import Arrays, below
-from fedkd.wire import Agreement, Answers, Offer, Plan, Rows, changed, check_rows, labels_digest, quantise
+from fedkd.wire import Agreement, Answers, Offer, Plan, Rows, changed, labels_digest, quantise
+
+MAX_VOTES = 100
+"""One client's votes a query, at the most."""
+
+NOISE_PER_CLIENT = 100
+"""Standard deviation of a demanded noise, in votes a client, above which a client is left out."""
 
 
 class Distiller(Protocol):
@@ -22,7 +31,7 @@ class Distiller(Protocol):
     @property
     def learns_from_labels(self) -> bool: ...
 
-    def distil(self, consensus: NDArray[np.float32] | None, round: int) -> None: ...
+    def distil(self, consensus: Consensus | None, round: int) -> None: ...
 
     def soft_labels(self, temperature: float) -> NDArray[Any]: ...
 
@@ -33,19 +42,33 @@ class Distiller(Protocol):
 
 @dataclass(frozen=True)
 class Terms:
-    """What stays the same for a whole run."""
+    """What stays the same for a whole run. ``server`` is the name by which clients know the server, ``clients`` how
+    many are expected; ``features`` are the public features [examples, d] of the proxy set."""
 
     run: str
     proxy: str
     examples: int
     classes: int
+    server: str
+    clients: int
+    features: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one client's contract asks of the aggregator."""
+
+    variances: tuple[int, ...]
+    shards: int
+    noise: str
 
 
 @dataclass
 class RunState:
     """What a checkpoint holds: everything that the next round depends on, beside the teacher's weights.
 
-    ``labels`` are the soft labels by digest, as carried; ``holds`` says which of them each client has.
+    ``labels`` are the soft labels by digest, as carried; ``holds`` says which of them each client has. ``consensus`` is
+    what has come of the proxy examples asked so far. ``heads`` are the clients' newest ledger heads, kept for them.
     """
 
     round: int = 0
@@ -53,6 +76,8 @@ class RunState:
     current: str = ""
     labels: dict[str, Rows] = field(default_factory=dict)
     holds: dict[str, str] = field(default_factory=dict)
+    consensus: Consensus | None = None
+    heads: dict[str, str] = field(default_factory=dict)
 
 
 class Coordinator:
@@ -60,21 +85,44 @@ class Coordinator:
 
     def __init__(self, config: Federation, terms: Terms, teacher: Distiller, state: RunState | None = None) -> None:
         self._config, self.terms, self._teacher = config, terms, teacher
-        self._aggregator = AGGREGATORS[config.aggregate.kind]()
+        self._rule: Rule[Any] = RULES[config.aggregation.kind](config.aggregation)
+        self._queries = min(config.aggregation.queries or terms.examples, terms.examples)
+        self._demands: dict[str, Demand] = {}
         self.state = state or RunState()
         if state is None and teacher.learns_from_labels:
             teacher.distil(None, 0)
             self._publish()
 
-    def offer(self) -> Offer:
-        """The whole run, as clients are asked to agree to it."""
+    def offer(self, client: str) -> Offer:
+        """The whole run, as this client is asked to agree to it."""
         t = self.terms
-        return Offer(t.run, t.proxy, t.examples, t.classes, self._config.rounds, self._config.codec)
+        confident = self._config.aggregation.threshold is not None
+        return Offer(
+            run=t.run,
+            server=t.server,
+            proxy=t.proxy,
+            examples=t.examples,
+            classes=t.classes,
+            queries=self._queries,
+            rounds=self._config.rounds,
+            codec=self._config.codec,
+            aggregate="confident_votes" if confident else self._config.aggregation.kind,
+            clients=t.clients,
+            seen=self.state.heads.get(client, ""),
+        )
 
-    def check_agreement(self, agreement: Agreement) -> None:
-        """Raises WireError unless it is for this run."""
-        if agreement.run != self.terms.run:
-            raise WireError("an agreement to another run")
+    def agreed(self, agreement: Agreement, client: str) -> None:
+        """Take note of what a client's contract demands. Raises WireError unless it is this client's, for this run, and
+        its noise leaves something to learn from."""
+        if (agreement.run, agreement.client) != (self.terms.run, client):
+            raise WireError("an agreement to another run, or of another client")
+        if not 1 <= agreement.shards <= MAX_VOTES:
+            raise WireError(f"an agreement with {agreement.shards} votes")
+        demand = Demand(tuple(int(v) for v in agreement.variances), agreement.shards, agreement.noise)
+        if max(demand.variances, default=0) > (NOISE_PER_CLIENT * self.terms.clients) ** 2:
+            raise WireError("a contract that asks for so much noise that nothing would be left of the answers")
+        self._demands[client] = demand
+        self._take_head(client, agreement.head)
 
     def plan(self, client: str, *, answer: bool = True, whole: bool = False) -> Plan:
         """The next round as this client needs to hear it: only soft labels that it does not hold (or all)."""
@@ -94,32 +142,74 @@ class Coordinator:
             labels=state.current,
             ids=ids,
             rows=rows,
+            asked=self._asked() if answer else np.zeros(0, np.uint32),
+            seen=state.heads.get(client, ""),
         )
 
-    def start(self) -> Accumulator:
-        """Nothing folded yet."""
-        return self._aggregator.start(self.terms.examples, self.terms.classes)
+    def _asked(self) -> NDArray[np.uint32]:
+        """The next proxy examples in turn, in an order of the seed's; none stands for all."""
+        n, q = self.terms.examples, self._queries
+        if q == n:
+            return np.zeros(0, np.uint32)
+        order = generator(self._config.seed, "queries").permutation(n)
+        turn = np.arange(self.state.round * q, (self.state.round + 1) * q) % n
+        return np.sort(order[turn]).astype(np.uint32)
+
+    @property
+    def roster(self) -> frozenset[str]:
+        """The clients that have agreed to this run."""
+        return frozenset(self._demands)
+
+    def start(self, roster: Collection[str]) -> Any:
+        """Nothing folded yet, of a round with these clients."""
+        return self._rule.start(self._queries, self.terms.classes, roster)
 
     def check_answers(self, answers: Answers, client: str, plan: Plan) -> None:
-        """Raises WireError unless these are this client's answers to this plan, and probabilities."""
+        """Raises WireError unless these are this client's answers to this plan, in the form that the rule takes."""
         expected = (plan.run, client, plan.round, plan.identity)
         if (answers.run, answers.client, answers.round, answers.plan) != expected:
             raise WireError("answers to another plan, or of another client")
-        check_rows(answers.rows.rows, self.terms.examples, self.terms.classes)
+        shards = self._demands[client].shards if client in self._demands else 1
+        self._rule.check(answers.rows.rows, self._queries, self.terms.classes, shards)
 
-    def fold(self, acc: Accumulator, answers: Answers) -> Accumulator:
+    def fold(self, acc: Any, answers: Answers) -> Any:
         """Add one client's answers, which have been checked."""
-        return self._aggregator.fold(acc, answers.rows.rows)
+        self._take_head(answers.client, answers.head)
+        return self._rule.fold(acc, answers.client, answers.rows.rows)
+
+    def _take_head(self, client: str, head: str) -> None:
+        """Keep the newest; a retry brings the head of its own time. Only the client itself can tell it from a false
+        one, and is the only one that a false one harms."""
+        counters = [int(one.split(".")[0]) for one in (self.state.heads.get(client, ""), head) if one]
+        if head and counters[-1] >= max(counters):
+            self.state.heads[client] = head
 
     def holds(self, client: str) -> None:
         """Note that a client has taken in the current soft labels."""
         self.state.holds[client] = self.state.current
 
-    def finish(self, acc: Accumulator) -> None:
-        """Distil the consensus into the teacher and move on to the next round."""
+    def finish(self, acc: Any, clients: Collection[str]) -> None:
+        """Distil what ``clients`` have answered into the teacher and move on to the next round."""
+        asked = self._asked()
+        features = self.terms.features[asked] if len(asked) else self.terms.features
+        consensus = self._rule.finish(acc, self._central(clients), features)
+        self.state.consensus = consensus.into(self.state.consensus, asked, self.terms.examples)
         self.state.round += 1
-        self._teacher.distil(self._aggregator.finish(acc), self.state.round)
+        self._teacher.distil(self.state.consensus, self.state.round)
         self._publish()
+
+    def _central(self, clients: Collection[str]) -> Central:
+        """The noise that the aggregator owes: as much as the most demanding of these clients has contracted.
+
+        Its key is drawn at each call and kept nowhere. A crash before the checkpoint draws anew, and then nothing that
+        had the first noise on it has left the server.
+        """
+        demands = [self._demands[client] for client in sorted(clients) if client in self._demands]
+        variances = tuple(max(column) for column in zip(*(demand.variances for demand in demands), strict=True))
+        simulated = bool(demands) and all(demand.noise == "simulation" for demand in demands)
+        run, round = self.terms.run, self.state.round + 1
+        key = simulation_key(self._config.seed, "aggregator", run, round) if simulated else fresh_key()
+        return Central(variances, NoiseSource(key), sum(demand.shards for demand in demands))
 
     def _publish(self) -> None:
         rows = quantise(self._teacher.soft_labels(self._config.temperature), self._config.codec)
@@ -133,8 +223,10 @@ class Coordinator:
         state = self.state
         arrays = {f"teacher.{name}": array for name, array in self._teacher.arrays().items()}
         arrays |= {f"labels.{mark}": rows for mark, rows in state.labels.items()}
+        if state.consensus is not None:
+            arrays |= {"consensus.rows": state.consensus.rows, "consensus.known": state.consensus.known}
         plain = {"round": state.round, "finished": state.finished, "current": state.current, "holds": state.holds}
-        return arrays, {**plain, "run": self.terms.run}
+        return arrays, {**plain, "heads": state.heads, "run": self.terms.run}
 
     @classmethod
     def restore(
@@ -143,5 +235,14 @@ class Coordinator:
         """Continue from a checkpoint."""
         teacher.load(below("teacher.", arrays))
         labels = below("labels.", arrays)
-        state = RunState(meta["round"], meta["finished"], meta["current"], labels, dict(meta["holds"]))
+        held = below("consensus.", arrays)
+        state = RunState(
+            round=meta["round"],
+            finished=meta["finished"],
+            current=meta["current"],
+            labels=labels,
+            holds=dict(meta["holds"]),
+            consensus=Consensus(held["rows"], held["known"]) if held else None,
+            heads=dict(meta["heads"]),
+        )
         return cls(config, terms, teacher, state)

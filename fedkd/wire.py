@@ -18,13 +18,18 @@ from numpy.typing import NDArray
 from fedkd.errors import DataError, WireError
 from fedkd.tensors import canonical, digest, pack, unpack
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_BYTES = 256 * 2**20
 MAX_ROWS = 10_000_000
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 HASH = re.compile(r"[0-9a-f]{64}")
+HEAD = re.compile(r"([1-9][0-9]{0,11})\.([0-9a-f]{64})\.([0-9a-f]{128})")
 ROW_SUM_TOLERANCE = 0.02  # float16 rounds each of at most a few hundred probabilities by 2^-11, relatively
 DTYPES = {"float16": np.float16, "float32": np.float32}
+COUNTS = ("uint8", "int32")  # votes; probabilities on a grid, with noise
+VECTORS = {"ids": np.uint32, "asked": np.uint32, "variances": np.uint64}
+AGGREGATES = ("mean", "sum", "votes", "confident_votes")
+MAX_NOISED = 2**24  # of a noised probability on its grid, either way
 
 Rows = NDArray[Any]
 
@@ -36,12 +41,17 @@ class Code(StrEnum):
     PROXY = "proxy_not_allowed"
     LABELS = "label_list_differs"
     ROUNDS = "too_many_rounds"
+    ANSWERS = "too_many_answers"
+    MECHANISM = "mechanism_not_allowed"
+    CLIENTS = "too_few_clients"
     EXHAUSTED = "budget_exhausted"
     NO_CONTRACT = "no_contract"
     CONTRACT = "contract_differs"
     PLAN = "plan_differs"
     ORDER = "round_out_of_order"
     STALE = "stale_soft_labels"
+    ROLLED_BACK = "rolled_back"
+    LATE = "late"
     FAILED = "failed"
 
 
@@ -63,31 +73,49 @@ class Hello:
 
 @dataclass(frozen=True)
 class Offer:
-    """Server -> client: the whole run, before its first round. There is no privacy setting in it."""
+    """Server -> client: the whole run, before its first round. There is no privacy setting in it.
+
+    ``queries`` proxy examples are asked each round; ``aggregate`` is what answers are for, hence their form;
+    ``clients`` are expected. ``seen`` is the newest head of its branch of the client's ledger that the server has seen.
+    """
 
     kind: ClassVar[str] = "offer"
     run: str
+    server: str
     proxy: str
     examples: int
     classes: int
+    queries: int
     rounds: int
     codec: str
+    aggregate: str
+    clients: int
+    seen: str
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Client -> server: the contract is in the client's ledger, under this hash."""
+    """Client -> server: the contract is in the client's ledger, under this hash.
+
+    ``variances`` are those of the noise that the contract wants on sums or votes, which the server adds; ``shards`` how
+    many votes the client has; ``noise`` how the policy wants it drawn. All are functions of policy and ledger.
+    """
 
     kind: ClassVar[str] = "agreement"
     run: str
     client: str
     contract: str
+    variances: NDArray[np.uint64]
+    shards: int
+    noise: str
+    head: str
 
 
 @dataclass(frozen=True)
 class Plan:
     """Server -> client: one round. ``ids`` and ``rows`` are the soft labels that changed; ``labels`` is the digest of
-    the whole matrix after the change ("" while there is no teacher). ``answer`` false asks only to learn."""
+    the whole matrix after the change ("" while there is no teacher). ``asked`` are the proxy examples to answer, none
+    for all. ``answer`` false asks only to learn."""
 
     kind: ClassVar[str] = "plan"
     run: str
@@ -98,17 +126,20 @@ class Plan:
     labels: str
     ids: NDArray[np.uint32]
     rows: Rows
+    asked: NDArray[np.uint32]
+    seen: str
 
     @property
     def identity(self) -> str:
         """What the plan asks, whichever rows were sent to say it: the ledger binds a charge to this."""
-        asked = [self.run, self.proxy, self.round, self.answer, self.temperature, self.labels]
+        asked = [self.run, self.proxy, self.round, self.answer, self.temperature, self.labels, self.asked.tolist()]
         return digest(canonical(asked))
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Client -> server: released predictions on the whole proxy set."""
+    """Client -> server: released predictions on the proxy examples that were asked, and the ledger's head for this
+    server."""
 
     kind: ClassVar[str] = "answers"
     run: str
@@ -116,6 +147,7 @@ class Answers:
     round: int
     plan: str
     rows: Released
+    head: str
 
 
 @dataclass(frozen=True)
@@ -194,13 +226,13 @@ def _build(kind: type[Any], header: dict[str, Any], arrays: dict[str, NDArray[An
 def _field(kind: type, name: str, hint: Any, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Any:
     value: Any = header[name] if name in header else arrays[name]
     if hint is Released and isinstance(value, np.ndarray):
-        return Released(_matrix(value), "")
+        return Released(_matrix(value, (*DTYPES, *COUNTS)), "")
     if hint is Code and isinstance(value, str) and value in set(Code):
         return Code(value)
-    if name == "ids" and isinstance(value, np.ndarray) and value.dtype == np.uint32 and value.ndim == 1:
+    if name in VECTORS and isinstance(value, np.ndarray) and value.dtype == VECTORS[name] and value.ndim == 1:
         return value
     if name == "rows" and isinstance(value, np.ndarray):
-        return _matrix(value)
+        return _matrix(value, tuple(DTYPES))
     if hint in (str, int, bool, float) and type(value) is hint and _within(name, value):
         return value
     raise WireError(f"{kind.__name__.lower()}: the field {name!r} is not as the schema says")
@@ -210,31 +242,53 @@ def _within(name: str, value: str | int | bool | float) -> bool:
     if isinstance(value, bool):
         return True
     if isinstance(value, str):
-        if name == "codec":
-            return value in DTYPES
-        if name == "labels" and not value:
+        if name in _CHOICES:
+            return value in _CHOICES[name]
+        if name in ("labels", "seen", "head") and not value:
             return True
-        return bool((NAME if name in ("run", "client") else HASH).fullmatch(value))
+        return bool(_PATTERNS.get(name, HASH).fullmatch(value))
     if isinstance(value, float):
         return 1e-3 <= value <= 1e3
     return 0 <= value <= MAX_ROWS
 
 
-def _matrix(value: NDArray[Any]) -> Rows:
-    if value.ndim != 2 or str(value.dtype) not in DTYPES or not np.isfinite(value).all():
-        raise WireError("rows must be a finite float16 or float32 matrix")
+_CHOICES = {"codec": tuple(DTYPES), "aggregate": AGGREGATES, "noise": ("os", "simulation")}
+_PATTERNS = {"run": NAME, "client": NAME, "server": NAME, "seen": HEAD, "head": HEAD}
+
+
+def _matrix(value: NDArray[Any], types: tuple[str, ...]) -> Rows:
+    if value.ndim != 2 or str(value.dtype) not in types or not np.isfinite(value).all():
+        raise WireError(f"rows must be a finite matrix of {' or '.join(types)}")
     return value
 
 
 def check_rows(rows: Rows, examples: int, classes: int) -> None:
     """Rows must be [examples, classes] probabilities. Raises WireError."""
-    if rows.shape != (examples, classes):
-        raise WireError(f"rows have shape {rows.shape}, not {(examples, classes)}")
+    _check_shape(rows, examples, classes)
     wide = rows.astype(np.float64)
-    if not np.isfinite(wide).all() or (wide < 0).any() or (wide > 1).any():
+    if str(rows.dtype) not in DTYPES or not np.isfinite(wide).all() or (wide < 0).any() or (wide > 1).any():
         raise WireError("rows are not probabilities")
     if np.abs(wide.sum(axis=1) - 1).max(initial=0.0) > ROW_SUM_TOLERANCE:
         raise WireError("rows do not sum to one")
+
+
+def check_noised(rows: Rows, examples: int, classes: int) -> None:
+    """Rows must be [examples, classes] integers of a bounded size. Raises WireError."""
+    _check_shape(rows, examples, classes)
+    if rows.dtype != np.int32 or (np.abs(rows.astype(np.int64)) > MAX_NOISED).any():
+        raise WireError("rows are not noised probabilities on their grid")
+
+
+def check_votes(rows: Rows, examples: int, classes: int, voters: int) -> None:
+    """Rows must be [examples, classes] counts of ``voters`` votes each. Raises WireError."""
+    _check_shape(rows, examples, classes)
+    if rows.dtype != np.uint8 or (rows.sum(axis=1, dtype=np.int64) != voters).any():
+        raise WireError(f"rows are not {voters} votes each")
+
+
+def _check_shape(rows: Rows, examples: int, classes: int) -> None:
+    if rows.shape != (examples, classes):
+        raise WireError(f"rows have shape {rows.shape}, not {(examples, classes)}")
 
 
 def quantise(rows: NDArray[np.floating[Any]], codec: str) -> Rows:

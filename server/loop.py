@@ -23,7 +23,7 @@ from fedkd.distill.trainer import Labelled, accuracy
 from fedkd.errors import ClientFailure, FedkdError, WireError
 from fedkd.flower import Failure, exchange, node_ids
 from fedkd.wire import Agreement, Answers, Code, Hello, Learned, Plan, Refusal
-from server.run import Row, RunDirectory
+from server.run import Heads, Row, RunDirectory
 
 Tell = Callable[[str], None]
 
@@ -41,6 +41,9 @@ class Setting:
     more: Callable[[int], Mapping[str, Any]] = lambda round: {}
     tell: Tell = print
     stop: Callable[[], bool] = lambda: False
+    name: str = "server"  # by which clients know this server, in all its runs
+    heads: Callable[[], Mapping[str, str]] = dict  # of the clients' ledgers, as earlier runs have seen them
+    keep_heads: Callable[[Mapping[str, str]], None] = lambda heads: None
     code: Path = field(default_factory=Path.cwd)  # where a user's own teacher is looked for
 
 
@@ -61,7 +64,8 @@ class Loop:
     def __init__(self, grid: Grid, setting: Setting, view: ProxyView, run: RunDirectory, test: Examples | None) -> None:
         self._grid, self._setting, self._run = grid, setting, run
         proxy, config = view.proxy, setting.config
-        terms = Terms(run.run_id, proxy.hash, len(proxy), proxy.classes)
+        features = view.inputs("features").numpy()
+        terms = Terms(run.run_id, proxy.hash, len(proxy), proxy.classes, setting.name, setting.clients, features)
         self._teacher = Teacher(config.teacher, view, config.seed, setting.code)
         self._test = None if test is None else Labelled(self.teacher.inputs(test.x), torch.from_numpy(test.y))
         self._rows: list[dict[str, Any]] = []
@@ -75,6 +79,7 @@ class Loop:
             arrays, meta = saved
             self._coordinator = Coordinator.restore(config, terms, self._teacher, arrays, meta)
             self._rows, self._traffic = list(meta["rows"]), dict(meta["traffic"])
+        self._coordinator.state.heads = {**setting.heads(), **self._coordinator.state.heads}
 
     @property
     def teacher(self) -> Model:
@@ -106,10 +111,14 @@ class Loop:
 
     def _round(self) -> None:
         began = time.monotonic()
-        acc, tally = self._coordinator.start(), Tally()
+        acc, tally, roster = None, Tally(), frozenset[str]()
         for attempt in range(self._setting.attempts):
             self._join(tally)
-            waiting = {n: c for n, c in self._nodes.items() if c not in tally.answered}
+            if not tally.answered:
+                roster = self._coordinator.roster
+                acc = self._coordinator.start(roster)
+            # who has agreed since the round's first answer is asked in the next one: the roster is fixed
+            waiting = {n: c for n, c in self._nodes.items() if c in roster - tally.answered or not self._agreed[n]}
             for client, answers in sorted(self._ask(waiting, tally).items()):
                 acc = self._coordinator.fold(acc, answers)
                 tally.answered.add(client)
@@ -122,7 +131,7 @@ class Loop:
             raise self._too_few(tally)
         for client in tally.answered:
             self._coordinator.holds(client)
-        self._coordinator.finish(acc)
+        self._coordinator.finish(acc, tally.answered)
         self._record(tally, time.monotonic() - began)
 
     @property
@@ -193,8 +202,8 @@ class Loop:
         for node, reply in self._exchange("describe", dict.fromkeys(new, hello), tally).items():
             self._meet(node, reply, tally)
         asked = [node for node in present if node in self._nodes and not self._agreed.get(node)]
-        offer = wire.encode(self._coordinator.offer())
-        for node, reply in self._exchange("agree", dict.fromkeys(asked, offer), tally).items():
+        offers = {node: wire.encode(self._coordinator.offer(self._nodes[node])) for node in asked}
+        for node, reply in self._exchange("agree", offers, tally).items():
             self._agreed[node] = self._agrees(self._nodes[node], reply, tally)
 
     def _meet(self, node: int, reply: bytes | Failure, tally: Tally) -> None:
@@ -219,7 +228,7 @@ class Loop:
         try:
             message = wire.decode(reply, Agreement, Refusal)
             if isinstance(message, Agreement):
-                self._coordinator.check_agreement(message)
+                self._coordinator.agreed(message, client)
                 return True
             self._note(message, client, tally)
         except WireError as error:
@@ -277,6 +286,7 @@ class Loop:
     def _checkpoint(self) -> None:
         arrays, meta = self._coordinator.checkpoint()
         self._run.save(arrays, {**meta, "rows": self._rows, "traffic": self._traffic})
+        self._setting.keep_heads(self._coordinator.state.heads)
         self.teacher.save(self._run.teacher)
 
     def _exchange(self, action: str, payloads: Mapping[int, bytes], tally: Tally) -> dict[int, bytes | Failure]:
@@ -319,12 +329,16 @@ def serve(grid: Grid, config_path: str) -> None:
     base = path.resolve().parent
     view = ProxyView.load(base / config.proxy)
     run = RunDirectory(base / config.out)
+    heads = Heads(base / config.heads)
     setting = Setting(
         config,
         config.clients,
         config.round_timeout,
         config.join_timeout,
         on_row=_print_row,
+        name=config.name,
+        heads=heads.load,
+        keep_heads=heads.save,
         code=base / config.code,
     )
     try:

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedkd.state import read_packed, write_atomic
+from fedkd import wire
+from fedkd.errors import DataError
+from fedkd.state import read_packed, write_atomic, write_json
 from fedkd.tensors import Arrays, pack
 
 
@@ -60,3 +62,26 @@ class RunDirectory:
         """The checkpoint, if there is one."""
         path = self.path / "checkpoint.safetensors"
         return read_packed(path) if path.exists() else None
+
+
+class Heads:
+    """The newest ledger heads that clients have signed, by client, in a file that all runs of a server share."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> dict[str, str]:
+        """What has been seen so far. Raises DataError for a damaged file: without it no rollback would be noticed."""
+        if not self._path.exists():
+            return {}
+        try:
+            found = json.loads(self._path.read_text())
+            if isinstance(found, dict) and all(wire.HEAD.fullmatch(str(head)) for head in found.values()):
+                return {str(client): str(head) for client, head in found.items()}
+        except (OSError, ValueError):
+            pass
+        raise DataError("not a file of ledger heads", where=str(self._path), fix="restore it from a backup")
+
+    def save(self, heads: Mapping[str, str]) -> None:
+        """Replace the file, keeping clients that this run has not met."""
+        write_json(self._path, dict(sorted({**self.load(), **heads}.items())))

@@ -131,12 +131,10 @@ def _write_client(
     folder = out / "clients" / name
     privacy, student = scenario.privacy, scenario.students[index % len(scenario.students)]
     policy = Policy(
-        mechanism=privacy.mechanism,
-        epsilon=privacy.epsilon,
-        delta=privacy.delta,
-        clip=privacy.clip,
-        steps=privacy.steps,
-        sample_rate=privacy.sample_rate,
+        **{
+            name: getattr(privacy, name)
+            for name in (*config.Protection.model_fields, "epsilon", "steps", "sample_rate")
+        },
         nominal_examples=nominal,
         proxies=(proxy_hash,),
         max_rounds=scenario.rounds,
@@ -159,6 +157,7 @@ def _write_client(
 
 def _write_server(scenario: Scenario, out: Path, base: Path) -> None:
     common = {name: getattr(scenario, name) for name in config.Federation.model_fields}
+    common["aggregate"] = scenario.aggregation
     server = ServerConfig(
         **common,
         proxy="proxy.safetensors",

@@ -17,8 +17,9 @@ from fedkd.data import sources
 from fedkd.distill.model import ProxyView
 from fedkd.errors import ConfigError
 from fedkd.privacy.accounting import Pld
-from fedkd.privacy.events import PrivacyEvent
-from fedkd.report import collect, plots
+from fedkd.privacy.events import PrivacyEvent, Unit
+from fedkd.privacy.units import adjacency, seen_by
+from fedkd.report import collect, plots, statements
 from fedkd.report.budget import budget_report, render_text
 from fedkd.state import write_atomic, write_json
 from server.loop import Loop, Setting
@@ -97,8 +98,9 @@ class Simulation:
         }
 
     def _epsilon(self, export: Mapping[str, Any]) -> float:
+        """Of the unit that the scenario's mechanism protects."""
         events = [PrivacyEvent.from_record(event) for event in export["events"]]
-        return Pld().spent(events, self._scenario.privacy.delta).epsilon
+        return Pld().spent(seen_by(_unit(export), events), self._scenario.privacy.delta).epsilon
 
     # -- after the last round ----------------------------------------------------------------------------------------
 
@@ -162,10 +164,13 @@ class Simulation:
     def _privacy(self, exports: Mapping[str, Any]) -> dict[str, Any]:
         privacy = self._scenario.privacy
         protected = privacy.mechanism != "none"
+        events = [PrivacyEvent.from_record(event) for export in exports.values() for event in export["events"]]
+        unit: Unit = next((_unit(export) for export in exports.values() if export["events"]), "example")
         return {
             "mechanism": privacy.mechanism,
-            "unit": "example" if protected else "none",
-            "adjacency": "add_remove" if protected else "none",
+            "unit": unit if protected else "none",
+            "adjacency": adjacency(unit, events) if protected else "none",
+            "trust": statements.trust(privacy.mechanism),
             "epsilon": jsonable(max(self._epsilon(export) for export in exports.values())),
             "delta": privacy.delta,
             "noise": "simulation: reproducible, gives no guarantee",
@@ -177,6 +182,12 @@ class Simulation:
         )
         write_json(self._out / "report.json", report)
         write_atomic(self._out / "report.txt", render_text(report).encode())
+
+
+def _unit(export: Mapping[str, Any]) -> Unit:
+    """The unit that the newest contract protects."""
+    contracts = export["contracts"]
+    return "client" if contracts and contracts[-1]["limits"]["unit"] == "client" else "example"
 
 
 def jsonable(value: float) -> float | str:

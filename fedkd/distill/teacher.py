@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedkd.aggregate.rule import Consensus
 from fedkd.config import Teacher as TeacherConfig
 from fedkd.distill.losses import Objective, SoftLabels, cross_entropy, soften
 from fedkd.distill.model import Model, ProxyView
@@ -28,20 +29,24 @@ class Teacher:
         self._x = view.inputs(self.model.network.takes)
         self._labels: Tensor | None = None if view.proxy.labels is None else torch.from_numpy(view.proxy.labels)
 
-    def distil(self, consensus: NDArray[np.float32] | None, round: int) -> None:
-        """Fit a fresh model to the consensus [examples, classes] (none yet: to the labels of a labelled proxy set).
+    def distil(self, consensus: Consensus | None, round: int) -> None:
+        """Fit a fresh model to what the consensus knows (none yet: to the labels of a labelled proxy set).
 
         A fresh one, because an old one would keep what it learned from the noisier answers of earlier rounds.
         """
         seed = derive(self._seed, "distil", round)
         self.model = Model.fresh(self._config, self._view, seed, self._base)
         parts: list[Distillation | Labelled] = []
-        if consensus is not None:
-            target = SoftLabels(torch.from_numpy(consensus), 1.0)
-            parts.append(Distillation(self._x, target, Objective(self._config.terms), seed))
+        if consensus is not None and consensus.known.any():
+            known = torch.from_numpy(np.flatnonzero(consensus.known))
+            target = SoftLabels(torch.from_numpy(consensus.rows)[known], 1.0)
+            parts.append(Distillation(self._x[known], target, Objective(self._config.terms), seed))
         if self._labels is not None and self._config.label_weight > 0:
             parts.append(Labelled(self._x, self._labels))
         order = torch.Generator().manual_seed(derive(seed, "labels"))
+
+        if not parts:
+            return  # no query has been answered yet: the fresh model knows nothing
 
         def loss(network: nn.Module) -> Tensor:
             return torch.stack([self._part(part, network, order) for part in parts]).sum()

@@ -69,7 +69,7 @@ class Steps(Protocol):
 
 
 class PlainSteps:
-    """The mechanism ``none``: the mean gradient of the sample, bare.
+    """Every mechanism but DP-SGD: the mean gradient of the sample, bare.
 
     It is no longer than the clip, as under DP-SGD, so that both learn well at the same rates.
     """
@@ -123,20 +123,20 @@ def learn_round(
     distillation: Distillation | None,
     velocity: Velocity,
 ) -> Velocity:
-    """Train ``network`` in place for one round of its contract: exactly ``contract.event``, no early stopping.
+    """Train ``network`` in place for one round of its contract: exactly ``contract.training``, no early stopping.
     Returns the optimiser's momentum, to be given back in the next round.
 
     The number of steps, the sampling rate and the divisor are the contract's; an empty Poisson sample is a step too.
     """
-    event = contract.event
+    training = contract.training
     public = None if distillation is None else lambda: distillation.batch(network, PUBLIC_BATCH)
     network.train()
     torch_optimiser = optimiser.build(network, velocity)
     steps = _steps(network, contract, torch_optimiser, noise)
     try:
         with forked_rng(noise.seed()):
-            for _ in range(event.steps):
-                sample = torch.from_numpy(noise.poisson(len(data.y), event.sample_rate))
+            for _ in range(training.steps):
+                sample = torch.from_numpy(noise.poisson(len(data.y), training.sample_rate))
                 steps.step(data.x[sample], data.y[sample], cross_entropy, public)
     finally:
         steps.close()  # hooks that a failed round left behind would make every later one fail
@@ -145,16 +145,17 @@ def learn_round(
 
 
 def _steps(network: nn.Module, contract: Contract, optimiser: torch.optim.Optimizer, noise: NoiseSource) -> Steps:
-    if contract.event.mechanism == "none":
-        return PlainSteps(network, optimiser, contract.clip)
+    training = contract.training
+    if contract.mechanism != "dp_sgd":
+        return PlainSteps(network, optimiser, training.clip)
     from fedkd.privacy.dp_sgd import PrivateSteps  # imported late: Opacus takes seconds, and the server needs none
 
     return PrivateSteps(
         network,
         optimiser,
-        clip=contract.clip,
-        noise_multiplier=contract.event.noise_multiplier,
-        nominal_batch=contract.nominal_batch,
+        clip=training.clip,
+        noise_multiplier=contract.events[0].noise_multiplier,
+        nominal_batch=training.nominal_batch,
         noise=noise,
     )
 

@@ -1,8 +1,8 @@
 """Events -> epsilon(delta), as pure functions of the events.
 
-The number that limits and reports is ``Pld``; ``ClosedForm`` is exact for full batches, and the Opacus accountant in
-``opacus_prv`` is the independent cross-check. Only example-unit, add/remove events are composed: two units are never
-put into one number.
+The number that limits and reports is ``Pld``; where sampled rounds were chosen after answers it is that of a filter
+(``filters``). ``ClosedForm`` is exact for full batches, and the Opacus accountant in ``opacus_prv`` is the independent
+cross-check. Events of one unit and adjacency are composed, never of two: ``units`` gives the events as one sees them.
 """
 
 from __future__ import annotations
@@ -69,15 +69,17 @@ class ClosedForm:
 
 
 def history(events: Iterable[PrivacyEvent]) -> History | None:
-    """What an accountant composes; None if some event gives no protection. Raises PrivacyError for another unit.
+    """What an accountant composes; None if some event gives no protection. Raises PrivacyError for mixed units.
 
-    Full-batch Gaussians compose to one: mu^2 = sum steps/z^2 (Dong, Roth & Su 2019, arXiv:1905.02383, section 3.2).
+    ``noise_multiplier`` is relative to the sensitivity under the events' own adjacency, so that every release is the
+    Gaussian pair N(0, z^2) and N(1, z^2), whichever unit it protects. Full-batch Gaussians compose to one:
+    mu^2 = sum steps/z^2 (Dong, Roth & Su 2019, arXiv:1905.02383, section 3.2).
     """
     events = list(events)
-    if any((event.unit, event.adjacency) != ("example", "add_remove") for event in events):
+    if len({(event.unit, event.adjacency) for event in events}) > 1:
         raise PrivacyError(
-            "only events with unit 'example' and adjacency 'add_remove' are composed into this epsilon",
-            fix="account for every unit apart: two units are never put into one number",
+            "events of two units or two adjacencies are not composed into one epsilon: two units, two numbers",
+            fix="take them as one unit sees them (fedkd.privacy.units.seen_by)",
         )
     if not all(event.protects for event in events):
         return None
@@ -95,15 +97,13 @@ def normal(entries: History) -> History:
     return full + tuple(sorted((z, rate, steps) for (z, rate), steps in total.items()))
 
 
-def composable(past: Sequence[PrivacyEvent], event: PrivacyEvent) -> bool:
-    """Whether ``event`` may be composed with a ``past`` whose answers could be seen before it was chosen.
+def adaptive(contracts: int, events: Iterable[PrivacyEvent]) -> bool:
+    """Whether ``events`` of so many contracts need a filter: a later contract may depend on earlier answers.
 
     Full-batch Gaussians compose adaptively as they do in advance (Smith & Thakurta 2022, arXiv:2210.17520). Under
     Poisson sampling PLD bounds schedules that were fixed in advance, and those alone.
     """
-    if not past or event.mechanism == "none":
-        return True
-    return all(one.sample_rate == 1 for one in (*past, event))
+    return contracts > 1 and any(event.sample_rate < 1 and event.protects for event in events)
 
 
 def checked(delta: float) -> float:

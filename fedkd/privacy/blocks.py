@@ -8,28 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedkd.privacy.accounting import Pld
-from fedkd.privacy.events import PrivacyEvent, Spent
+from fedkd.privacy.events import PrivacyEvent
 
 ALL = "all"
 
 
-def by_block(events: Iterable[PrivacyEvent], delta: float) -> dict[str, Spent]:
-    """block -> what an example in it has spent, by PLD; ``all`` is an example in a block that no event names.
-
-    Raises PrivacyError as Pld does.
-    """
+def by_block(events: Iterable[PrivacyEvent], also: str = ALL) -> dict[str, list[PrivacyEvent]]:
+    """block -> the events that an example in it pays for, of all blocks that an event names and of ``also``; ``all`` is
+    an example in a block that no event names."""
     events = list(events)
-    named = {block for event in events for block in _blocks(event)} - {ALL}
-    return {
-        block: Pld().spent([event for event in events if _blocks(event) & {block, ALL}], delta)
-        for block in (ALL, *sorted(named))
-    }
-
-
-def per_example(events: Iterable[PrivacyEvent], delta: float) -> Spent:
-    """What one example has spent: the maximum over blocks."""
-    return max(by_block(events, delta).values(), key=lambda spent: spent.epsilon)
+    named = {also, *(block for event in events for block in _blocks(event))} - {ALL}
+    return {block: [event for event in events if _blocks(event) & {block, ALL}] for block in (ALL, *sorted(named))}
 
 
 def _blocks(event: PrivacyEvent) -> frozenset[str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fedkd.config import Policy
+from fedkd.config import AGGREGATES, FEWEST_IN_A_SUM, Mechanism, Policy
 from fedkd.errors import BudgetExceeded
 from fedkd.privacy import calibration
-from fedkd.privacy.accounting import composable
-from fedkd.privacy.events import PrivacyEvent
+from fedkd.privacy.costs import Cost, cost_of
+from fedkd.privacy.events import PrivacyEvent, Unit
+from fedkd.privacy.filters import RenyiFilter
+from fedkd.privacy.limits import Limits, Past
+from fedkd.privacy.units import seen_by
 from fedkd.tensors import canonical, digest
 from fedkd.wire import Code, Offer, Plan
 
@@ -24,35 +27,62 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Contract:
-    """``rounds`` events, all alike, fixed in advance: that is what lets their privacy losses be composed exactly.
+class Training:
+    """What a client's own training does in one round; all of it public, and under DP-SGD what its event says.
 
-    ``nominal_batch`` is the public divisor of the noised gradient sum; ``epsilon`` and ``delta`` are the policy's limit
-    over the whole life of the ledger.
+    ``nominal_batch`` is the public divisor of the noised gradient sum, ``clip`` the L2 bound on a gradient.
+    """
+
+    steps: int
+    sample_rate: float
+    clip: float
+    nominal_batch: float
+
+
+@dataclass(frozen=True)
+class Contract:
+    """``rounds`` rounds, all alike, fixed in advance: that is what lets their privacy losses be composed exactly.
+
+    ``events`` are charged for each round; ``variances`` are those of the noise on released integers (gaussian, sum:
+    one; votes: of the threshold test, or 0, and of the answer); ``limits`` are the policy's.
     """
 
     run: str
+    server: str
     proxy: str
     examples: int
     classes: int
+    queries: int
     rounds: int
     codec: str
-    event: PrivacyEvent
-    clip: float
-    nominal_batch: float
-    epsilon: float
-    delta: float
+    aggregate: str
+    mechanism: Mechanism
+    shards: int
+    events: tuple[PrivacyEvent, ...]
+    variances: tuple[int, ...]
+    training: Training
+    limits: Limits
     noise: str
+
+    def __post_init__(self) -> None:
+        charged = {(event.sample_rate, event.steps) for event in self.events}
+        if self.mechanism == "dp_sgd" and charged != {(self.training.sample_rate, self.training.steps)}:
+            raise ValueError("DP-SGD must be charged for exactly the steps that it trains")
 
     def record(self) -> dict[str, Any]:
         """JSON-able form; ``from_record`` is its inverse."""
-        return {**asdict(self), "event": self.event.record()}
+        return {**asdict(self), "events": [e.record() for e in self.events], "variances": list(self.variances)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Contract:
         """Inverse of ``record``."""
-        fields = {name: record[name] for name in cls.__dataclass_fields__ if name != "event"}
-        return cls(**fields, event=PrivacyEvent.from_record(record["event"]))
+        built: dict[str, Any] = {
+            "events": tuple(PrivacyEvent.from_record(event) for event in record["events"]),
+            "variances": tuple(record["variances"]),
+            "training": Training(**record["training"]),
+            "limits": Limits(**record["limits"]),
+        }
+        return cls(**{name: built.get(name, record[name]) for name in cls.__dataclass_fields__})
 
     @property
     def hash(self) -> str:
@@ -61,39 +91,52 @@ class Contract:
 
     def answers(self, offer: Offer) -> bool:
         """Whether this is the contract of that offer."""
-        mine = (self.run, self.proxy, self.examples, self.classes, self.rounds, self.codec)
-        return mine == (offer.run, offer.proxy, offer.examples, offer.classes, offer.rounds, offer.codec)
+        return all(getattr(self, name) == getattr(offer, name) for name in _OFFERED)
+
+    def schedule(self, rounds: int) -> list[PrivacyEvent]:
+        """The events of so many rounds."""
+        return [replace(event, steps=event.steps * rounds) for event in self.events]
 
 
-def draw_up(policy: Policy, offer: Offer, past: Sequence[PrivacyEvent]) -> Contract:
+_OFFERED = ("run", "server", "proxy", "examples", "classes", "queries", "rounds", "codec", "aggregate")
+
+
+def draw_up(policy: Policy, offer: Offer, past: Past, block: str = "all") -> Contract:
     """The contract under which ``policy`` accepts ``offer``: noise enough that what the ledger has left is not
     overspent. Raises Refused."""
-    check_offer(policy, offer)
-    event = PrivacyEvent(policy.mechanism, _noise(policy, offer, past), policy.sample_rate, policy.steps)
-    if not composable(past, event):
-        raise Refused(Code.EXHAUSTED)
+    mechanism = check_offer(policy, offer)
+    cost = cost_of(mechanism, policy, offer, block)
+    limits = Limits(cost.unit, policy.epsilon, policy.delta, policy.client_epsilon, policy.lifetime_epsilon)
+    noise = _noise(offer, past, cost, limits, policy.min_noise)
     return Contract(
-        run=offer.run,
-        proxy=offer.proxy,
-        examples=offer.examples,
-        classes=offer.classes,
-        rounds=offer.rounds,
-        codec=offer.codec,
-        event=event,
-        clip=policy.clip,
-        nominal_batch=policy.nominal_examples * policy.sample_rate,
-        epsilon=policy.epsilon,
-        delta=policy.delta,
+        mechanism=mechanism,
+        shards=policy.shards if mechanism == "votes" else 1,
+        events=cost.events(noise),
+        variances=cost.variances(noise),
+        training=_training(policy),
+        limits=limits,
         noise=policy.noise,
+        **{name: getattr(offer, name) for name in _OFFERED},
     )
 
 
-def check_offer(policy: Policy, offer: Offer) -> None:
-    """Raise Refused for what the policy does not allow, whatever the ledger holds."""
+def check_offer(policy: Policy, offer: Offer) -> Mechanism:
+    """The first mechanism of the policy that the offer has a use for. Raises Refused for what the policy does not
+    allow, whatever the ledger holds."""
     if offer.proxy not in policy.proxies:
         raise Refused(Code.PROXY)
     if not 1 <= offer.rounds <= policy.max_rounds:
         raise Refused(Code.ROUNDS)
+    most = offer.examples if policy.max_answers is None else min(policy.max_answers, offer.examples)
+    if not 1 <= offer.queries <= most:
+        raise Refused(Code.ANSWERS)
+    kind = "votes" if offer.aggregate == "confident_votes" else offer.aggregate
+    fitting = [m for m in (policy.mechanism, *policy.also) if AGGREGATES[m] == kind]
+    if not fitting:
+        raise Refused(Code.MECHANISM)
+    if fitting[0] == "sum" and offer.clients < FEWEST_IN_A_SUM:
+        raise Refused(Code.CLIENTS)
+    return fitting[0]
 
 
 def check_plan(policy: Policy, contract: Contract | None, plan: Plan) -> None:
@@ -108,6 +151,16 @@ def check_plan(policy: Policy, contract: Contract | None, plan: Plan) -> None:
         raise Refused(Code.CONTRACT)
     if not 1 <= plan.round <= contract.rounds:
         raise Refused(Code.ROUNDS)
+    if not _asks(plan, contract):
+        raise Refused(Code.ANSWERS)
+
+
+def _asks(plan: Plan, contract: Contract) -> bool:
+    """Whether a plan asks for as many different proxy examples as were agreed to; no ids stand for all."""
+    if not len(plan.asked):
+        return contract.queries == contract.examples
+    rising = bool((plan.asked[1:] > plan.asked[:-1]).all())
+    return len(plan.asked) == contract.queries and rising and int(plan.asked[-1]) < contract.examples
 
 
 def allows(policy: Policy, contract: Contract) -> bool:
@@ -115,18 +168,46 @@ def allows(policy: Policy, contract: Contract) -> bool:
 
     A client who has since asked for more protection gets it at once.
     """
-    event = contract.event
-    agreed = (event.mechanism, event.sample_rate, event.steps, contract.clip, contract.delta, contract.noise)
-    wanted = (policy.mechanism, policy.sample_rate, policy.steps, policy.clip, policy.delta, policy.noise)
+    limits, agreed = contract.limits, (contract.training, contract.limits.delta, contract.noise)
+    within = limits.epsilon <= policy.epsilon and all(
+        new is None or (old is not None and old <= new)
+        for old, new in ((limits.client, policy.client_epsilon), (limits.lifetime, policy.lifetime_epsilon))
+    )
+    allowed = contract.mechanism in (policy.mechanism, *policy.also)
+    loud = contract.mechanism == "none" or all(e.noise_multiplier >= policy.min_noise for e in contract.events)
+    shards = contract.mechanism != "votes" or contract.shards == policy.shards
+    few = policy.max_answers is None or contract.queries <= policy.max_answers
+    return agreed == (_training(policy), policy.delta, policy.noise) and within and allowed and loud and shards and few
+
+
+def _training(policy: Policy) -> Training:
     divisor = policy.nominal_examples * policy.sample_rate
-    return agreed == wanted and contract.nominal_batch == divisor and contract.epsilon <= policy.epsilon
+    return Training(policy.steps, policy.sample_rate, policy.clip, divisor)
 
 
-def _noise(policy: Policy, offer: Offer, past: Sequence[PrivacyEvent]) -> float:
-    if policy.mechanism == "none":
+def _noise(offer: Offer, past: Past, cost: Cost, limits: Limits, least: float) -> float:
+    """The smallest noise with which every limit holds over the whole run, and no less than the policy's least."""
+    if not cost.shape:
         return 0.0
-    steps = policy.steps * offer.rounds
+    by = past.accountant([*cost.events(1.0)] * offer.rounds, limits.delta, another=True)
+    order = by if isinstance(by, RenyiFilter) else None
     try:
-        return calibration.noise_multiplier(tuple(past), policy.sample_rate, steps, policy.epsilon, policy.delta)
+        found = [
+            _calibrated(unit, some, cost, offer.rounds, limit, limits.delta, order)
+            for unit, limit, some in limits.columns(past.events, cost.blocks[0])
+        ]
     except BudgetExceeded:
         raise Refused(Code.EXHAUSTED) from None
+    return max([*found, least / min(scale for scale, _, _ in cost.shape)])
+
+
+def _calibrated(
+    unit: Unit, past: list[PrivacyEvent], cost: Cost, rounds: int, limit: float, delta: float, by: RenyiFilter | None
+) -> float:
+    """Noise for one limit: past and future as its unit sees them."""
+    seen = seen_by(unit, [*past, *cost.events(1.0)])
+    before, future = seen[: len(past)], seen[len(past) :]
+    if not all(event.protects for event in future):
+        raise BudgetExceeded(f"this mechanism bounds nothing for one {unit}")
+    shape = tuple((event.noise_multiplier, event.sample_rate, event.steps * rounds) for event in future)
+    return calibration.calibrate(before, shape, limit, delta, by)

@@ -17,7 +17,8 @@ class PrivacyEvent:
 
     ``noise_multiplier`` is the standard deviation of the noise over the true L2 sensitivity under ``adjacency``;
     ``steps`` such Gaussians are composed, each on a Poisson sample of the data at ``sample_rate``.
-    The mechanism ``none`` releases without protection: its epsilon is infinite.
+    Sampling amplifies only for one example, added or removed. The mechanism ``none`` releases without protection: its
+    epsilon is infinite.
     """
 
     mechanism: str
@@ -33,6 +34,8 @@ class PrivacyEvent:
             raise ValueError("noise_multiplier must be finite and not negative")
         if not 0 < self.sample_rate <= 1 or self.steps < 1:
             raise ValueError("sample_rate must be in (0, 1] and steps at least 1")
+        if self.sample_rate < 1 and (self.unit, self.adjacency) != ("example", "add_remove"):
+            raise ValueError("amplification by sampling is accounted for one example, added or removed, alone")
 
     @property
     def protects(self) -> bool:

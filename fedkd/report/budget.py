@@ -7,14 +7,17 @@ the string "inf": JSON has no such number, and it is never left blank.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypedDict
 
 from fedkd import __version__
 from fedkd.errors import PrivacyError
-from fedkd.privacy.accounting import ClosedForm, Pld, curve, round_up
+from fedkd.privacy.accounting import Accountant, ClosedForm, Pld, curve, round_up
 from fedkd.privacy.blocks import by_block
-from fedkd.privacy.events import PrivacyEvent, Spent
+from fedkd.privacy.events import PrivacyEvent, Spent, Unit
+from fedkd.privacy.limits import Past
+from fedkd.privacy.units import adjacency, seen_by
 from fedkd.report import statements
 from fedkd.report.budget_text import render_text
 
@@ -27,6 +30,9 @@ TOLERANCE = 0.02
 DEFAULT_DELTA = 1e-5
 ROUNDS = 200
 """After how many charges of a client an epsilon is computed at most: one takes up to a second."""
+
+
+Account = Callable[[Unit, Sequence[PrivacyEvent]], float]
 
 
 class LedgerExport(TypedDict, total=False):
@@ -81,26 +87,28 @@ def number(epsilon: float) -> float | str:
 def _client(name: str, export: LedgerExport, delta: float | None, provenance: Mapping[str, str]) -> dict[str, Any]:
     records, contracts = list(export.get("events", ())), list(export.get("contracts", ()))
     events = [PrivacyEvent.from_record(record) for record in records]
-    policy: Mapping[str, Any] = export.get("policy") or (contracts[-1] if contracts else {})
+    policy: Mapping[str, Any] = export.get("policy") or (contracts[-1]["limits"] if contracts else {})
     delta = float(policy.get("delta", DEFAULT_DELTA)) if delta is None else delta
-    blocks = by_block(events, delta)
-    example = max(spent.epsilon for spent in blocks.values())
+    account = _account(events, contracts, delta)
+    blocks = {block: account("example", some) for block, some in by_block(events).items()}
+    example = max(blocks.values())
     noise = _noise(export, contracts)
     return {
         "unit": "example",
         "adjacency": "add_remove",
-        "epsilon": {"example": number(example), "client": "inf" if events else 0.0},
+        "epsilon": {"example": number(example), "client": number(account("client", events))},
+        "client_adjacency": adjacency("client", events),
         "delta": delta,
         "limit": {key: policy.get(key, "not given") for key in ("epsilon", "delta")},
-        "curve": [{"epsilon": number(at), "delta": chance} for at, chance in curve(events)],
-        "per_round": _per_round(records, events, delta),
-        "per_block": {block: number(spent.epsilon) for block, spent in blocks.items()},
-        "one_example_in_each_block": number(Pld().spent(events, delta).epsilon),
+        "curve": [{"epsilon": number(at), "delta": chance} for at, chance in curve(seen_by("example", events))],
+        "per_round": _per_round(records, events, account),
+        "per_block": {block: number(spent) for block, spent in blocks.items()},
+        "one_example_in_each_block": number(account("example", events)),
         "charged": {state: sum(r["state"] == state for r in records) for state in ("released", "reserved")},
         "bytes_released": sum(int(record.get("bytes") or 0) for record in records),
-        "accountant": Pld.name,
-        "cross_check": _cross_check(name, events, delta),
-        "mechanisms": [_mechanism(contract) for contract in contracts],
+        "accountant": _accountant(events, contracts, delta).name,
+        "cross_check": _cross_check(name, seen_by("example", events), delta),
+        "mechanisms": [part for contract in contracts for part in _mechanisms(contract)],
         "adaptivity": statements.adaptivity(len(contracts), events),
         "noise": noise,
         "randomness": statements.RANDOMNESS.get(noise, statements.UNKNOWN_NOISE),
@@ -120,7 +128,7 @@ def _noise(export: LedgerExport, contracts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _per_round(
-    records: Sequence[Mapping[str, Any]], events: Sequence[PrivacyEvent], delta: float
+    records: Sequence[Mapping[str, Any]], events: Sequence[PrivacyEvent], account: Account
 ) -> list[dict[str, Any]]:
     """Cumulative epsilon of one example after each charge, or of ROUNDS of them evenly spread, the last among them.
 
@@ -130,7 +138,7 @@ def _per_round(
     stride = math.ceil(len(records) / ROUNDS) or 1
     for count in range(len(records) % stride or stride, len(records) + 1, stride):
         record = records[count - 1]
-        spent = max(block.epsilon for block in by_block(events[:count], delta).values())
+        spent = max(account("example", some) for some in by_block(events[:count]).values())
         rounds.append({key: record[key] for key in ("run", "round", "state")} | {"epsilon": number(spent)})
     return rounds
 
@@ -169,26 +177,47 @@ def _exact(events: Sequence[PrivacyEvent], delta: float) -> float | str | None:
     return number(round_up(ClosedForm().spent(events, delta).epsilon))
 
 
-def _mechanism(contract: Mapping[str, Any]) -> dict[str, Any]:
-    event = PrivacyEvent.from_record(contract["event"])
-    clip = float(contract["clip"])
-    return {
-        "run": contract["run"],
-        "mechanism": event.mechanism,
-        "unit": event.unit,
-        "adjacency": event.adjacency,
-        "clip": clip,
-        "sensitivity": clip if event.protects else "inf",
-        "derivation": statements.derivation(event, clip),
-        "noise_multiplier": event.noise_multiplier,
-        "sigma": event.noise_multiplier * clip,
-        "nominal_batch": contract["nominal_batch"],
-        "steps_per_round": event.steps,
-        "rounds": contract["rounds"],
-        "sample_rate": event.sample_rate,
-        "sampler": statements.sampler(event),
-    }
+def _mechanisms(contract: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One entry for each kind of release in a round."""
+    clip, training = float(contract["training"]["clip"]), contract["training"]
+    found = []
+    for event in map(PrivacyEvent.from_record, contract["events"]):
+        found.append(
+            {
+                "run": contract["run"],
+                "mechanism": event.mechanism,
+                "unit": event.unit,
+                "adjacency": event.adjacency,
+                "clip": clip,
+                "sensitivity": clip if event.protects else "inf",
+                "derivation": statements.derivation(event, clip),
+                "noise_multiplier": event.noise_multiplier,
+                "sigma": event.noise_multiplier * clip,
+                "nominal_batch": training["nominal_batch"],
+                "steps_per_round": event.steps,
+                "rounds": contract["rounds"],
+                "sample_rate": event.sample_rate,
+                "sampler": statements.sampler(event),
+            }
+        )
+    return found
+
+
+def _account(events: Sequence[PrivacyEvent], contracts: Sequence[Mapping[str, Any]], delta: float) -> Account:
+    """Epsilon of some of the events as one unit sees them."""
+    accountant = _accountant(events, contracts, delta)
+    return lambda unit, some: accountant.spent(seen_by(unit, some), delta).epsilon
+
+
+def _accountant(events: Sequence[PrivacyEvent], contracts: Sequence[Mapping[str, Any]], delta: float) -> Accountant:
+    """What the ledger was limited by: PLD, or a filter where sampled rounds were chosen after answers."""
+    first = [replace(e, steps=e.steps * contracts[0]["rounds"]) for e in _contracted(contracts)]
+    return Past(tuple(events), len(contracts), tuple(first)).accountant((), delta, another=False)
+
+
+def _contracted(contracts: Sequence[Mapping[str, Any]]) -> list[PrivacyEvent]:
+    return [PrivacyEvent.from_record(record) for record in contracts[0]["events"]] if contracts else []
 
 
 def _client_column(clients: Any) -> float | str:
-    return "inf" if any(client["epsilon"]["client"] == "inf" for client in clients) else 0.0
+    return number(max((float(client["epsilon"]["client"]) for client in clients), default=0.0))

@@ -18,6 +18,18 @@ TRUST = (
     "clients, the network, and whoever sees the teacher or the answers."
 )
 
+AGGREGATOR = (
+    "Trusted: the client's own device, and the aggregator, which sees each client's votes bare and adds the noise "
+    "before anything is made of them (central differential privacy). Not trusted: the other clients, and whoever sees "
+    "the teacher."
+)
+
+
+def trust(mechanism: str) -> str:
+    """Whom a mechanism's guarantee relies on."""
+    return AGGREGATOR if mechanism in ("sum", "votes") else TRUST
+
+
 COVERED = [
     "every answer on the proxy set that is released under a contract of this ledger, in every round and run",
     "everything made of those answers: the consensus, the teacher, other clients' students, repeated requests",

@@ -10,8 +10,9 @@ import pytest
 
 from fedkd.errors import PrivacyError
 from fedkd.privacy.accounting import Accountant, ClosedForm, Pld
-from fedkd.privacy.blocks import by_block, per_example
+from fedkd.privacy.blocks import by_block
 from fedkd.privacy.events import PrivacyEvent
+from fedkd.privacy.filters import RenyiFilter, first_choice
 from fedkd.privacy.opacus_prv import Prv
 
 DELTA = 1e-5
@@ -62,7 +63,8 @@ class AccountantContract(ABC):
             assert math.isinf(self.spent(self.event, bare))
 
     def test_units_are_never_put_into_one_number(self) -> None:
-        for other in (replace(self.event, unit="client"), replace(self.event, adjacency="replace")):
+        full = replace(self.event, sample_rate=1.0)
+        for other in (replace(full, unit="client"), replace(full, adjacency="replace")):
             with pytest.raises(PrivacyError, match="two units"):
                 self.spent(self.event, other)
 
@@ -109,26 +111,40 @@ class TestClosedForm(AccountantContract):
             self.spent(PrivacyEvent("dp_sgd", 5.0, 0.5, 1))
 
 
+class TestRenyiFilter(AccountantContract):
+    accountant = RenyiFilter(8.0)
+
+    def exact_to(self) -> float:
+        return 1e-4
+
+    def test_is_never_below_the_tight_composition(self) -> None:
+        assert self.spent(self.event) >= Pld().spent([self.event], DELTA).epsilon
+
+    def test_its_order_serves_the_first_contract_best(self) -> None:
+        best = first_choice([self.event], DELTA)
+        others = [RenyiFilter(order).spent([self.event], DELTA).epsilon for order in (2.0, 4.0, 16.0, 64)]
+        assert best.spent([self.event], DELTA).epsilon <= min(others)
+
+
 class TestBlocks:
     early = PrivacyEvent("dp_sgd", 5.0, 1.0, 20, blocks=("early",))
     late = PrivacyEvent("dp_sgd", 8.0, 1.0, 20, blocks=("late",))
 
     def test_an_example_pays_for_its_own_block_only(self) -> None:
-        spent = by_block([self.early, self.late], DELTA)
-        assert spent["early"] == Pld().spent([self.early], DELTA)
-        assert spent["late"] == Pld().spent([self.late], DELTA)
-        assert spent["all"].epsilon == 0
-        assert per_example([self.early, self.late], DELTA) == spent["early"]
+        assert by_block([self.early, self.late]) == {"all": [], "early": [self.early], "late": [self.late]}
 
     def test_an_event_on_all_blocks_is_paid_in_each(self) -> None:
         everywhere = PrivacyEvent("dp_sgd", 4.0, 1.0, 1)
-        spent = by_block([self.early, everywhere], DELTA)
-        assert spent["early"] == Pld().spent([self.early, everywhere], DELTA)
-        assert spent["all"] == Pld().spent([everywhere], DELTA)
+        assert by_block([self.early, everywhere]) == {"all": [everywhere], "early": [self.early, everywhere]}
 
-    def test_only_dp_sgd_composes_in_parallel(self) -> None:
-        other = replace(self.early, mechanism="gaussian")
-        assert by_block([other], DELTA) == {"all": Pld().spent([other], DELTA)}
+    @pytest.mark.parametrize("mechanism", ["gaussian", "sum", "votes", "none"])
+    def test_only_dp_sgd_composes_in_parallel(self, mechanism: str) -> None:
+        other = replace(self.early, mechanism=mechanism)
+        assert by_block([other, self.late]) == {"all": [other], "late": [other, self.late]}
 
     def test_naming_no_block_means_all_of_them(self) -> None:
-        assert per_example([replace(self.early, blocks=())], DELTA).epsilon > 0
+        everywhere = replace(self.early, blocks=())
+        assert by_block([everywhere, self.late])["late"] == [everywhere, self.late]
+
+    def test_a_block_that_nothing_has_touched_pays_for_what_touches_all(self) -> None:
+        assert by_block([self.late], also="new")["new"] == []

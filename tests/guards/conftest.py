@@ -57,6 +57,8 @@ class Device:
     def write(self, x: np.ndarray, y: np.ndarray, policy: Mapping[str, Any], client: Mapping[str, Any]) -> None:
         self.base.mkdir(parents=True, exist_ok=True)
         self.proxy.save(self.base / "proxy.safetensors")
+        (self.base / "state").mkdir()
+        (self.base / "state" / "identity").write_bytes(bytes(range(32)))  # two devices of one name give one signature
         self.hold(x, y)
         self.decide(**policy)
         settings = {
@@ -89,8 +91,9 @@ class Device:
     # -- a server ----------------------------------------------------------------------------------------------------
 
     def offer(self, **changes: Any) -> Offer:
-        terms = {"run": "run-1", "proxy": self.proxy.hash, "examples": PROXIES, "classes": CLASSES}
-        return Offer(**{**terms, "rounds": 3, "codec": "float32", **changes})
+        terms = {"run": "run-1", "server": "server", "proxy": self.proxy.hash, "examples": PROXIES, "classes": CLASSES}
+        asked = {"queries": PROXIES, "rounds": 3, "codec": "float32", "aggregate": "mean", "clients": 50, "seen": ""}
+        return Offer(**{**terms, **asked, **changes})
 
     def plan(self, round: int = 1, *, soft: float | None = None, **changes: Any) -> Plan:
         """A plan whose whole soft labels say ``soft`` for the second class; None: there is no teacher yet."""
@@ -106,6 +109,8 @@ class Device:
             "labels": "" if soft is None else wire.labels_digest(rows),
             "ids": np.arange(len(rows), dtype=np.uint32),
             "rows": rows,
+            "asked": np.zeros(0, np.uint32),
+            "seen": "",
         }
         return Plan(**{**asked, **changes})
 

@@ -20,12 +20,13 @@ from fedkd.distill.losses import Objective, SoftLabels, cross_entropy
 from fedkd.distill.trainer import Distillation, Labelled, Optimiser, learn_round
 from fedkd.errors import FedkdError, PrivacyError
 from fedkd.privacy import dp_sgd
-from fedkd.privacy.contract import Contract, draw_up
+from fedkd.privacy.contract import Contract, Training, draw_up
 from fedkd.privacy.dp_sgd import PrivateSteps
 from fedkd.privacy.events import PrivacyEvent
+from fedkd.privacy.limits import Past
 from fedkd.privacy.mechanisms import DpSgd
 from fedkd.privacy.noise import NoiseSource, fresh_key, simulation_key
-from fedkd.wire import Offer
+from tests import builders
 
 CLIP, NOISE, NOMINAL = 0.7, 1.3, 7.0
 FEATURES, CLASSES, IMAGE = 5, 3, (1, 8, 8)
@@ -299,20 +300,8 @@ GENTLE = Optimiser(learning_rate=0.1, momentum=0.0)
 
 def contract(**changes: Any) -> Contract:
     settings = {"steps": 3, "sample_rate": 1.0, "noise_multiplier": NOISE, **changes}
-    return Contract(
-        run="run-1",
-        proxy="0" * 64,
-        examples=4,
-        classes=CLASSES,
-        rounds=2,
-        codec="float32",
-        event=PrivacyEvent("dp_sgd", **settings),
-        clip=CLIP,
-        nominal_batch=NOMINAL,
-        epsilon=3.0,
-        delta=1e-5,
-        noise="os",
-    )
+    event = PrivacyEvent("dp_sgd", **settings)
+    return builders.contract(event, training=Training(event.steps, event.sample_rate, CLIP, NOMINAL), rounds=2)
 
 
 def labelled(n: int) -> Labelled:
@@ -349,9 +338,9 @@ def test_steps_and_sampling_rate_are_the_contracts_whatever_the_number_of_exampl
 
 def test_a_contract_knows_nothing_of_the_data() -> None:
     policy = Policy(epsilon=3.0, nominal_examples=40, sample_rate=0.5, steps=2, clip=CLIP, proxies="0" * 64)
-    drawn = draw_up(policy, Offer("run-1", "0" * 64, 4, CLASSES, 2, "float32"), [])
-    assert (drawn.event.steps, drawn.event.sample_rate, drawn.nominal_batch, drawn.clip) == (2, 0.5, 20.0, CLIP)
-    assert (drawn.epsilon, drawn.delta) == (policy.epsilon, policy.delta)
+    drawn = draw_up(policy, builders.offer(rounds=2), Past())
+    assert drawn.training == Training(2, 0.5, CLIP, 20.0)
+    assert (drawn.limits.epsilon, drawn.limits.delta) == (policy.epsilon, policy.delta)
 
 
 @pytest.mark.parametrize("clipper", CLIPPERS)
@@ -462,7 +451,7 @@ def test_an_event_with_impossible_noise_is_refused(value: float) -> None:
 
 def test_dp_sgd_without_noise_cannot_release() -> None:
     with pytest.raises(PrivacyError, match="without noise"):
-        DpSgd(PrivacyEvent("dp_sgd", 0.0, 1.0, 1))
+        DpSgd(builders.contract(PrivacyEvent("dp_sgd", 0.0, 1.0, 1)))
 
 
 @pytest.mark.parametrize("clipper", CLIPPERS)

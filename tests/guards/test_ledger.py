@@ -23,12 +23,15 @@ from client.learner import Learner
 from fedkd import wire
 from fedkd.errors import BudgetExceeded, FedkdError, LedgerError
 from fedkd.privacy.accounting import Pld
+from fedkd.privacy.chain import Chain
 from fedkd.privacy.contract import Contract, Refused
 from fedkd.privacy.events import PrivacyEvent
+from fedkd.privacy.filters import RenyiFilter
 from fedkd.privacy.keys import Held, KeyFile
 from fedkd.privacy.ledger import Ledger
 from fedkd.tensors import digest
 from fedkd.wire import Agreement, Answers, Code, Learned, Refusal
+from tests import builders
 
 KEY = bytes(range(200, 232))
 PLAN, DATA = "a" * 64, "d" * 64
@@ -36,7 +39,7 @@ EVENT = PrivacyEvent("dp_sgd", 5.0, 1.0, 2)
 
 
 def contract(run: str = "run-1", *, rounds: int = 3, epsilon: float = 3.0) -> Contract:
-    return Contract(run, "0" * 64, 4, 2, rounds, "float32", EVENT, 1.0, 10.0, epsilon, 1e-5, "os")
+    return builders.contract(EVENT, run=run, rounds=rounds, epsilon=epsilon)
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def open_ledger(tmp_path: Path) -> Iterator[Callable[[], Ledger]]:
     def again(client: str = "alice") -> Ledger:
         for ledger in opened:
             ledger.close()
-        opened[:] = [Ledger(tmp_path / "ledger.sqlite", client, Pld())]
+        opened[:] = [Ledger(tmp_path / "ledger.sqlite", client)]
         return opened[0]
 
     yield again
@@ -94,18 +97,18 @@ def test_bytes_are_in_the_outbox_and_the_commit_on_disk_before_the_reply(
     new_device: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device, order = new_device(), []
-    write, put = fedkd.privacy.ledger.write_atomic, Ledger._append
+    write, put = fedkd.privacy.ledger.write_atomic, Chain.append
 
     def spy_write(path: Path, data: bytes) -> None:
         order.append("outbox")
         write(path, data)
 
-    def spy_append(self: Ledger, body: Any) -> str:
+    def spy_append(self: Chain, body: Any) -> str:
         order.append(body["kind"])
         return put(self, body)
 
     monkeypatch.setattr(fedkd.privacy.ledger, "write_atomic", spy_write)
-    monkeypatch.setattr(Ledger, "_append", spy_append)
+    monkeypatch.setattr(Chain, "append", spy_append)
     agent = device.start()
     device.agree(agent)
     reply = device.ask(agent, device.plan())
@@ -147,7 +150,7 @@ def after_reserve(patch: pytest.MonkeyPatch) -> None:
 
 def after_compute(patch: pytest.MonkeyPatch) -> None:
     original = Learner.answer
-    patch.setattr(Learner, "answer", lambda self: (original(self), stop()))
+    patch.setattr(Learner, "answer", lambda *arguments: (original(*arguments), stop()))
 
 
 def after_outbox(patch: pytest.MonkeyPatch) -> None:
@@ -156,22 +159,22 @@ def after_outbox(patch: pytest.MonkeyPatch) -> None:
 
 
 def before_commit(patch: pytest.MonkeyPatch) -> None:
-    original = Ledger._append
-    patch.setattr(Ledger, "_append", lambda self, body: stop() if body["kind"] == "commit" else original(self, body))
+    original = Chain.append
+    patch.setattr(Chain, "append", lambda self, body: stop() if body["kind"] == "commit" else original(self, body))
 
 
 def after_commit(patch: pytest.MonkeyPatch) -> None:
     """Committed, but the key is still there."""
-    original = Ledger._transaction
+    original = Chain.transaction
 
     @contextmanager
-    def transaction(self: Ledger) -> Iterator[None]:
+    def transaction(self: Chain) -> Iterator[None]:
         with original(self):
             yield
-        if any(self._bodies("commit")):
+        if any(self.bodies("commit")):
             stop()
 
-    patch.setattr(Ledger, "_transaction", transaction)
+    patch.setattr(Chain, "transaction", transaction)
 
 
 def before_reply(patch: pytest.MonkeyPatch) -> None:
@@ -528,10 +531,10 @@ def test_agreements_grow_nothing_and_close_nothing(new_device: Any) -> None:
     agent = device.start()
     device.agree(agent)
     answers(device.ask(agent, device.plan(1)))
-    head = agent.ledger.head()
+    head = agent.ledger.export()["head"]
     for run in range(20):
         assert isinstance(device.agree(agent, run=f"never-used-{run}"), Agreement)
-    assert agent.ledger.head() == head
+    assert agent.ledger.export()["head"] == head
     answers(device.ask(agent, device.plan(2)))
     assert refusal(device.ask(agent, device.plan(1, run="never-used-3"))) is Code.NO_CONTRACT
 
@@ -557,20 +560,35 @@ def test_an_agreement_that_has_come_to_be_too_much_is_not_entered(open_ledger: A
     assert reserve(ledger, 3).round == 3
 
 
-def test_under_poisson_sampling_no_contract_follows_answers(new_device: Any, open_ledger: Any) -> None:
-    """PLD holds for schedules fixed in advance; a second one would be chosen after the first one's answers."""
-    device = new_device(policy={"sample_rate": 0.5, "epsilon": 8.0})
+def test_under_poisson_sampling_a_contract_that_follows_answers_is_limited_by_a_filter(new_device: Any) -> None:
+    """PLD holds for schedules fixed in advance; a second one is chosen after the first one's answers."""
+    device = new_device(policy={"sample_rate": 0.5, "epsilon": 8.0, "min_noise": 4.0})
     agent = device.start()
-    assert isinstance(device.agree(agent, run="run-1"), Agreement)
-    assert isinstance(device.agree(agent, run="run-2"), Agreement)  # nothing has been answered yet
-    answers(device.ask(agent, device.plan(1, run="run-2")))
-    assert device.agree(agent, run="run-3", rounds=1) == Refusal("alice", Code.EXHAUSTED)
-    answers(device.ask(agent, device.plan(2, run="run-2")))
-    ledger = open_ledger()
-    ledger.register(contract("run-1"))
-    reserve(ledger, 1)
+    device.agree(agent, run="run-1")
+    answers(device.ask(agent, device.plan(1, run="run-1")))
+    device.decide(sample_rate=0.5, epsilon=2.0)
+    agent.close()
+    agent = device.start()
+    assert isinstance(device.agree(agent, run="run-2"), Agreement)
+    second = agent.ledger.contract("run-2")
+    whole = [*agent.ledger.history(), *second.schedule(3)]
+    accountant = agent.ledger.past().accountant(second.events, 1e-5, another=True)
+    assert isinstance(accountant, RenyiFilter)
+    assert accountant.spent(whole, 1e-5).epsilon <= 2.0 < accountant.spent(whole, 1e-5).epsilon + 0.01
+    assert Pld().spent(whole, 1e-5).epsilon < 2.0
+
+
+def test_the_ledger_itself_refuses_a_sampled_contract_that_only_a_tight_composition_would_admit(
+    open_ledger: Any,
+) -> None:
+    ledger, sampled = open_ledger(), replace(EVENT, sample_rate=0.5)
+    tight = Pld().spent([sampled] * 6, 1e-5).epsilon
+    ledger.register(builders.contract(sampled, run="run-1", epsilon=tight))
+    for round in (1, 2, 3):
+        reserve(ledger, round)
     with pytest.raises(Refused):
-        ledger.register(replace(contract("run-2"), event=replace(EVENT, sample_rate=0.5)))
+        ledger.register(builders.contract(sampled, run="run-2", epsilon=tight))
+    ledger.register(builders.contract(EVENT, run="run-2", epsilon=20.0))
 
 
 def test_an_exhausted_client_touches_no_private_data_and_still_learns_from_labels(
@@ -579,12 +597,12 @@ def test_an_exhausted_client_touches_no_private_data_and_still_learns_from_label
     device = new_device()
     agent = device.start()
     device.agree(agent)
-    monkeypatch.setattr(agent.ledger, "_fits", lambda contract, rounds: False)
+    monkeypatch.setattr(agent.ledger, "_fits", lambda contract, rounds, new: False)
     monkeypatch.setattr(Learner, "learn", lambda *arguments: pytest.fail("private data was touched"))
     before = agent.learner.answer()
     assert refusal(device.ask(agent, device.plan(1, soft=0.95))) is Code.EXHAUSTED
     after = agent.learner.answer()
-    assert (after[:, 1] > before[:, 1]).all()
+    assert (after[0, :, 1] > before[0, :, 1]).all()
     assert agent.ledger.history() == []
 
 
@@ -616,15 +634,15 @@ def test_the_ledger_is_append_only(statement: str, open_ledger: Any) -> None:
         written(open_ledger)._db.execute(statement)
 
 
-COLUMNS = ("seq", "body", "prev", "hash")
+COLUMNS = ("seq", "body", "prev", "hash", "counter", "branch")
 
 
 @pytest.fixture(scope="module")
 def ledger_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A written ledger whose entries can be edited: without triggers and constraints."""
     path = tmp_path_factory.mktemp("written") / "ledger.sqlite"
-    ledger = written(lambda: Ledger(path, "alice", Pld()))
-    ledger._db.execute("CREATE TABLE bare AS SELECT seq, body, prev, hash FROM entries")
+    ledger = written(lambda: Ledger(path, "alice"))
+    ledger._db.execute("CREATE TABLE bare AS SELECT seq, body, prev, hash, counter, branch FROM entries")
     ledger._db.execute("DROP TABLE entries")
     ledger._db.execute("ALTER TABLE bare RENAME TO entries")
     ledger.close()
@@ -643,7 +661,7 @@ def edited(path: Path, content: bytes, statement: str, *values: object) -> Path:
 def entries(content: bytes) -> list[dict[str, Any]]:
     db = sqlite3.connect(":memory:")
     db.deserialize(content[:18] + b"\1\1" + content[20:])  # a database in memory has no write-ahead log
-    rows = [dict(zip(COLUMNS, row, strict=True)) for row in db.execute("SELECT seq, body, prev, hash FROM entries")]
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in db.execute(f"SELECT {', '.join(COLUMNS)} FROM entries")]
     db.close()
     return rows
 
@@ -655,7 +673,7 @@ def test_every_edit_of_an_entry_is_detected(
 ) -> None:
     entry = data.draw(st.sampled_from(entries(ledger_file)))
     column = data.draw(st.sampled_from(COLUMNS))
-    new = data.draw(st.integers(6, 99) if column == "seq" else changed_text(entry[column]))
+    new = data.draw(st.integers(6, 99) if column in ("seq", "counter") else changed_text(entry[column]))
     path = tmp_path_factory.getbasetemp() / "edited.sqlite"
     edited(path, ledger_file, f"UPDATE entries SET {column} = ? WHERE seq = ?", new, entry["seq"])
     with pytest.raises(LedgerError, match="altered"):
@@ -678,7 +696,7 @@ def changed_text(draw: st.DrawFn, text: str) -> str:
         "DELETE FROM entries WHERE seq = 1",
         "DELETE FROM entries WHERE seq = 3",
         "UPDATE entries SET seq = 90 + seq WHERE seq > 2",
-        "INSERT INTO entries (seq, body, prev, hash) SELECT 6, body, hash, 'x' FROM entries WHERE seq = 5",
+        "INSERT INTO entries SELECT 6, body, hash, 'x', 6, 'y' FROM entries WHERE seq = 5",
         "UPDATE entries SET body = CAST(body AS BLOB) WHERE seq = 2",
     ],
 )
@@ -687,7 +705,7 @@ def test_entries_cannot_be_taken_out_moved_or_forged(statement: str, ledger_file
     with pytest.raises(LedgerError, match="altered"):
         Ledger.read(path)
     with pytest.raises(LedgerError, match="altered"):
-        Ledger(path, "alice", Pld())
+        Ledger(path, "alice")
 
 
 def test_altered_bytes_in_the_outbox_are_not_sent(new_device: Any) -> None:
@@ -708,7 +726,7 @@ def test_the_ledger_of_another_client_is_refused(open_ledger: Any) -> None:
 def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(np.random.default_rng(0).bytes(9000))
     with pytest.raises(LedgerError, match="cannot be read"):
-        Ledger(tmp_path / "ledger.sqlite", "alice", Pld())
+        Ledger(tmp_path / "ledger.sqlite", "alice")
 
 
 def test_one_state_directory_has_one_agent(new_device: Any) -> None:

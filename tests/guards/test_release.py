@@ -17,7 +17,8 @@ import client.agent
 from client.learner import Learner
 from fedkd import wire
 from fedkd.aggregate.mean import Mean
-from fedkd.config import Policy, Student
+from fedkd.aggregate.rule import Central
+from fedkd.config import Aggregate, Policy, Student
 from fedkd.errors import BudgetExceeded, DataError, FedkdError, LedgerError, WireError
 from fedkd.privacy.contract import Refused
 from fedkd.privacy.events import PrivacyEvent
@@ -25,9 +26,10 @@ from fedkd.privacy.mechanisms import DpSgd, Unprotected
 from fedkd.privacy.noise import NoiseSource
 from fedkd.tensors import pack, unpack
 from fedkd.wire import Agreement, Answers, Code, Hello, Learned, Offer, Plan, Refusal, Released
+from tests.builders import HASH, agreement, contract
+from tests.builders import answers as answers_of
 
 ROWS = np.full((6, 2), 0.5, np.float32)
-HASH = "0" * 64
 REPLIES = (Answers, Learned, Refusal)
 
 
@@ -42,10 +44,16 @@ def names(kind: type) -> list[str]:
     ("kind", "frozen"),
     [
         (Hello, ["client"]),
-        (Offer, ["run", "proxy", "examples", "classes", "rounds", "codec"]),
-        (Agreement, ["run", "client", "contract"]),
-        (Plan, ["run", "proxy", "round", "answer", "temperature", "labels", "ids", "rows"]),
-        (Answers, ["run", "client", "round", "plan", "rows"]),
+        (
+            Offer,
+            [
+                *("run", "server", "proxy", "examples", "classes", "queries", "rounds", "codec", "aggregate"),
+                *("clients", "seen"),
+            ],
+        ),
+        (Agreement, ["run", "client", "contract", "variances", "shards", "noise", "head"]),
+        (Plan, ["run", "proxy", "round", "answer", "temperature", "labels", "ids", "rows", "asked", "seen"]),
+        (Answers, ["run", "client", "round", "plan", "rows", "head"]),
         (Learned, ["run", "client", "round"]),
         (Refusal, ["client", "code"]),
     ],
@@ -62,37 +70,50 @@ def test_these_are_all_messages_and_all_words_of_refusal() -> None:
         "proxy_not_allowed",
         "label_list_differs",
         "too_many_rounds",
+        "too_many_answers",
+        "mechanism_not_allowed",
+        "too_few_clients",
         "budget_exhausted",
         "no_contract",
         "contract_differs",
         "plan_differs",
         "round_out_of_order",
         "stale_soft_labels",
+        "rolled_back",
+        "late",
         "failed",
     }
 
 
 def test_the_bytes_of_answers_hold_the_schema_and_the_rows_alone() -> None:
-    arrays, header = unpack(wire.encode(Answers("run-1", "alice", 1, HASH, Released(ROWS, "the event"))))
-    assert header == {"schema": 1, "kind": "answers", "run": "run-1", "client": "alice", "round": 1, "plan": HASH}
+    arrays, header = unpack(wire.encode(answers_of(ROWS)))
+    assert header == {
+        "schema": 2,
+        "kind": "answers",
+        "run": "run-1",
+        "client": "alice",
+        "round": 1,
+        "plan": HASH,
+        "head": "",
+    }
     assert list(arrays) == ["rows"]
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS.tolist(), None])
 def test_only_a_release_can_be_sent(rows: Any) -> None:
     with pytest.raises(WireError, match="only a release"):
-        wire.encode(Answers("run-1", "alice", 1, HASH, rows))
+        wire.encode(replace(answers_of(ROWS), rows=rows))
 
 
 @pytest.mark.parametrize("mechanism", [DpSgd, Unprotected])
 def test_a_mechanism_releases_probabilities_whatever_the_student_says(mechanism: type) -> None:
-    made = mechanism(PrivacyEvent("dp_sgd", 1.0, 1.0, 1))
+    made = mechanism(contract(PrivacyEvent("dp_sgd", 1.0, 1.0, 1)))
     for rows in ([[0.2, 0.8]], [[-1.0, 3.0]], [[0.0, 0.0]], [[1e30, 1e30]]):
-        released = made.release(made.bound(np.array(rows)), NoiseSource(bytes(32)), "float32")
+        released = made.release(made.bound(np.array([rows])), NoiseSource(bytes(32)))
         wire.check_rows(released.rows, 1, 2)
     for value in (math.nan, math.inf):
         with pytest.raises(FedkdError, match="not finite"):
-            made.bound(np.array([[0.5, value]]))
+            made.bound(np.array([[[0.5, value]]]))
 
 
 @pytest.mark.parametrize("name", ["loss", "examples", "labels_seen", "error", "epsilon", "noise_multiplier", "clip"])
@@ -100,10 +121,10 @@ def test_a_mechanism_releases_probabilities_whatever_the_student_says(mechanism:
 def test_a_message_with_one_field_more_is_refused(name: str, message: str, new_device: Any) -> None:
     device = new_device()
     messages: dict[str, Any] = {
-        "answers": Answers("run-1", "alice", 1, HASH, Released(ROWS, "")),
+        "answers": answers_of(ROWS),
         "refusal": Refusal("alice", Code.FAILED),
         "learned": Learned("run-1", "alice", 1),
-        "agreement": Agreement("run-1", "alice", HASH),
+        "agreement": agreement(),
         "offer": device.offer(),
         "plan": device.plan(soft=0.5),
     }
@@ -194,7 +215,7 @@ def test_each_request_is_refused_with_its_own_word(usual_replies: dict[str, byte
         "offer of too many rounds": Code.ROUNDS,
         "offer of other labels": Code.LABELS,
         "another offer": Code.CONTRACT,
-        "no method": Code.FAILED,
+        "no method": Code.MALFORMED,
         "another kind": Code.MALFORMED,
     }
 
@@ -438,7 +459,7 @@ def test_a_changed_message_gets_a_valid_reply_and_never_an_exception(data: st.Da
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_a_changed_reply_is_either_understood_or_a_wire_error(data: st.DataObject) -> None:
-    message = Answers("run-1", "alice", 1, HASH, Released(ROWS, ""))
+    message = answers_of(ROWS)
     try:
         decoded = wire.decode(data.draw(mutated(wire.encode(message))), Answers)
     except WireError:
@@ -448,7 +469,7 @@ def test_a_changed_reply_is_either_understood_or_a_wire_error(data: st.DataObjec
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_reply_that_is_not_finite_is_a_wire_error(value: float) -> None:
-    answers = wire.encode(Answers("run-1", "alice", 1, HASH, Released(np.full((6, 2), value, np.float32), "")))
+    answers = wire.encode(answers_of(np.full((6, 2), value, np.float32)))
     with pytest.raises(WireError, match="finite"):
         wire.decode(answers, Answers)
 
@@ -461,12 +482,13 @@ def test_a_reply_that_is_not_finite_is_a_wire_error(value: float) -> None:
 def test_answers_in_any_order_give_the_same_bytes(order: list[int], seed: int) -> None:
     random = np.random.default_rng(seed)
     rows = random.dirichlet([0.05] * 3, size=(7, 5)).astype(np.float32)
+    central, features = Central((), NoiseSource(bytes(32)), 7), np.zeros((5, 1), np.float32)
 
     def total(indices: Any) -> bytes:
-        mean = Mean()
-        acc = mean.start(5, 3)
+        mean = Mean(Aggregate())
+        acc = mean.start(5, 3, ())
         for index in indices:
-            acc = mean.fold(acc, rows[index])
-        return acc.total.tobytes() + mean.finish(acc).tobytes()
+            acc = mean.fold(acc, "", rows[index])
+        return acc.total.tobytes() + mean.finish(acc, central, features).rows.tobytes()
 
     assert total(order) == total(range(7))

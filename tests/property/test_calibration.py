@@ -72,5 +72,6 @@ def test_a_schedule_that_delta_alone_would_pay_for_is_refused() -> None:
 
 
 def test_past_of_another_unit_is_refused() -> None:
+    both = [PrivacyEvent("dp_sgd", 5.0, 1.0, 1), PrivacyEvent("gaussian", 5.0, 1.0, 1, "client", "replace")]
     with pytest.raises(PrivacyError, match="two units"):
-        noise_multiplier([PrivacyEvent("gaussian", 5.0, 1.0, 1, unit="client")], 1.0, 1, 1.0, 1e-5)
+        noise_multiplier(both, 1.0, 1, 1.0, 1e-5)

@@ -22,11 +22,9 @@ def export(event: PrivacyEvent = EVENT, rounds: int = 2, noise: str = "os", rele
         "hash": "c" * 64,
         "rounds": rounds,
         "proxy": "p" * 64,
-        "event": event.record(),
-        "clip": 0.5,
-        "nominal_batch": 100.0,
-        "epsilon": 3.0,
-        "delta": 1e-5,
+        "events": [event.record()],
+        "training": {"steps": event.steps, "sample_rate": event.sample_rate, "clip": 0.5, "nominal_batch": 100.0},
+        "limits": {"unit": event.unit, "epsilon": 3.0, "delta": 1e-5, "client": None, "lifetime": None},
         "noise": noise,
     }
     events = [
@@ -126,9 +124,12 @@ def test_a_cross_check_that_cannot_be_made_is_not_hidden() -> None:
     assert "NOT AVAILABLE" in render_text(report)
 
 
-def test_another_unit_is_refused() -> None:
-    with pytest.raises(PrivacyError, match="two units"):
-        budget_report({"a": export(PrivacyEvent("gaussian", 5.0, 1.0, 1, unit="client", adjacency="replace"))})
+def test_a_client_unit_release_has_a_bound_in_both_columns_and_never_the_same_one() -> None:
+    event = PrivacyEvent("sum", 5.0, 1.0, 1, unit="client", adjacency="add_remove")
+    client = budget_report({"a": export(event, rounds=1)})["clients"]["a"]
+    assert client["epsilon"]["client"] == Pld().spent([event], 1e-5).epsilon
+    replaced = PrivacyEvent("sum", 5.0 / 2**0.5, 1.0, 1)
+    assert client["epsilon"]["example"] == Pld().spent([replaced], 1e-5).epsilon > client["epsilon"]["client"]
 
 
 def test_long_histories_are_thinned_but_keep_the_last_round() -> None:

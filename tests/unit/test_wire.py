@@ -10,8 +10,9 @@ from fedkd import wire
 from fedkd.errors import WireError
 from fedkd.tensors import pack, unpack
 from fedkd.wire import Agreement, Answers, Code, Hello, Learned, Offer, Plan, Refusal, Released
+from tests.builders import HASH, HEAD
 
-HASH = "ab" * 32
+ASKED = np.arange(2, dtype=np.uint32)
 
 
 def rows(n: int = 4, k: int = 3, codec: str = "float16") -> np.ndarray:
@@ -21,16 +22,16 @@ def rows(n: int = 4, k: int = 3, codec: str = "float16") -> np.ndarray:
 
 def plan(**changes: object) -> Plan:
     whole = rows()
-    given_ = Plan("run", HASH, 2, True, 1.0, wire.labels_digest(whole), np.arange(4, dtype=np.uint32), whole)
+    given_ = Plan("run", HASH, 2, True, 1.0, wire.labels_digest(whole), np.arange(4, dtype=np.uint32), whole, ASKED, "")
     return replace(given_, **changes)
 
 
 MESSAGES = [
     Hello("client-0"),
-    Offer("run", HASH, 400, 10, 5, "float16"),
-    Agreement("run", "client-0", HASH),
+    Offer("run", "server", HASH, 400, 10, 400, 5, "float16", "mean", 10, HEAD),
+    Agreement("run", "client-0", HASH, np.array([9], np.uint64), 1, "os", HEAD),
     plan(),
-    Answers("run", "client-0", 2, HASH, Released(rows(), "")),
+    Answers("run", "client-0", 2, HASH, Released(rows(), ""), HEAD),
     Learned("run", "client-0", 2),
     Refusal("client-0", Code.FAILED),
 ]
