@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkd.aggregate import sum as modular
-from fedkd.aggregate.ridge import denoised
+from fedkd.aggregate.denoise import denoised
 from fedkd.aggregate.rule import Central, Consensus
 from fedkd.aggregate.sum import ModularSum
 from fedkd.aggregate.votes import confident_gnmax, gnmax

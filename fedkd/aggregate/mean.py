@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkd.aggregate.ridge import denoised
+from fedkd.aggregate.denoise import denoised
 from fedkd.aggregate.rule import Central, Consensus
 from fedkd.config import Aggregate
 from fedkd.privacy.costs import GRID
