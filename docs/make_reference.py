@@ -28,12 +28,17 @@ CODES = {
     "proxy_not_allowed": "the policy does not name this proxy set",
     "label_list_differs": "the offer's number of examples or classes is not that of the client's proxy set",
     "too_many_rounds": "more rounds than `max_rounds` of the policy, or a round outside the contract",
+    "too_many_answers": "more proxy examples a round than `max_answers`, or others than the contract's number",
+    "mechanism_not_allowed": "the policy has no mechanism for what the server makes of answers",
+    "too_few_clients": "a sum over fewer than 20 clients",
     "budget_exhausted": "the run, or this round, would spend more than the policy's limit",
     "no_contract": "the run has no contract in the ledger, or a newer run has closed it",
     "contract_differs": "the offer or the policy is not the one that the contract was drawn up under",
     "plan_differs": "the round has been charged for another plan",
     "round_out_of_order": "a later round has been charged already",
     "stale_soft_labels": "the changes build on soft labels that the client does not hold; the server sends all of them",
+    "rolled_back": "the server has seen a newer ledger of this client: it was rolled back, or copied",
+    "late": "not ready at the policy's `release_offset`; the answer leaves at the next request",
     "failed": "anything else; the reason stays on the client's console",
 }
 
