@@ -21,7 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("fedkd", "client", "server", "simulations", "tests/guards", "tests/distill", "pyproject.toml")
+PURE = ("tests/unit/test_discrete.py", "tests/property/test_integers.py", "tests/property/test_sum.py")
+COPIED = (
+    "fedkd",
+    "client",
+    "server",
+    "simulations",
+    "tests/guards",
+    "tests/distill",
+    *PURE,
+    "tests/golden/test_pate.py",
+    "pyproject.toml",
+)
 SLOW_IMPORTS = (
     "torch",
     "opacus",
@@ -55,6 +66,7 @@ def _m(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 
 
 DP_SGD, NOISE, TRAINER = "fedkd/privacy/dp_sgd.py", "fedkd/privacy/noise.py", "fedkd/distill/trainer.py"
+DISCRETE, INTEGERS, SUM, VOTES = (*PURE, "tests/golden/test_pate.py")
 BOOK, WIRE, AGENT = "fedkd/privacy/ledger.py", "fedkd/wire.py", "client/agent.py"
 
 SENSITIVITY = "test_one_example_changes_the_sum_by_at_most_the_clip"
@@ -124,6 +136,21 @@ MUTANTS = (
     _m("deployed agent with a reproducible key", AGENT, 'if self.policy.noise == "simulation":', "if True:", LEDGER, "test_every_round_of_a_deployed_agent_draws_its_key_from_the_operating_system"),
     _m("user's noise seed allowed", "fedkd/config.py", 'if self.noise == "os" and self.seed is not None:', "if False:", SGD, "test_the_noise_seed_is_not_the_users_to_choose"),
     _m("public dropout masks", TRAINER, "forked_rng(noise.seed())", "forked_rng(derive(0, contract.hash))", SGD, "test_the_dropout_masks_of_private_examples_are_as_secret_as_the_noise"),
+    # -- integers and votes
+    _m("zero drawn twice as often", "fedkd/privacy/discrete.py", "return np.where(negative, -y, y), ~(negative & (y == 0))", "return np.where(negative, -y, y), np.ones(size, np.bool_)", DISCRETE, "test_draws_have_the_probabilities_of_the_discrete_gaussian"),
+    _m("small integers favoured", "fedkd/privacy/discrete.py", "np.uint64(2**64 - 1 - 2**64 % bound)", "np.uint64(2**64 - 1)", DISCRETE, "test_words_that_would_favour_small_integers_are_drawn_again"),
+    _m("runs not cut", "fedkd/privacy/discrete.py", "LONGEST = 1024\n", "LONGEST = 2**20\n", DISCRETE, "test_the_longest_run_stays_within_64_bits"),
+    _m("one stream for two noises", NOISE, 'b"discrete")', 'b"noise\\0\\0\\0")', DISCRETE, "test_every_stream_of_a_key_has_its_own_words"),
+    _m("rows that do not add up to the grid", "fedkd/privacy/integers.py", " and (rows.sum(axis=1) == grid).all()):", "):", INTEGERS, "test_integers_that_were_not_paid_for_are_refused"),
+    _m("negative integers", "fedkd/privacy/integers.py", "rows.dtype == np.int64 and (rows >= 0).all()", "rows.dtype == np.int64", INTEGERS, "test_integers_that_were_not_paid_for_are_refused"),
+    _m("integers that overflow", "fedkd/privacy/integers.py", "(rows >= 0).all() and (rows <= grid).all()", "(rows >= 0).all()", INTEGERS, "test_integers_that_were_not_paid_for_are_refused"),
+    _m("rounded to the nearest, whatever they add up to", "fedkd/privacy/integers.py", "    return checked(fixed, grid)\n", "    return np.rint(shares).astype(np.int64)\n", INTEGERS, "test_rows_add_up_to_the_grid_and_stay_within_one_of_their_shares"),
+    _m("a client summed twice", "fedkd/aggregate/sum.py", "if client not in total.missing:", "if False:", SUM, "test_a_client_counts_once_and_only_if_it_is_on_the_roster"),
+    _m("sum centred before its noise", "fedkd/aggregate/sum.py", "_centred((total.residues + noise.discrete_gaussian(total.residues.shape, variance)) % MODULUS)", "exact(total) + noise.discrete_gaussian(total.residues.shape, variance)", SUM, "test_noise_wraps_with_the_sum_it_is_added_to"),
+    _m("sum without its noise", "fedkd/aggregate/sum.py", "(total.residues + noise.discrete_gaussian(total.residues.shape, variance))", "(total.residues.astype(np.int64))", SUM, "test_the_sum_is_the_sum_and_its_noise_is_that_of_one_draw"),
+    _m("a moved vote charged as one change", "fedkd/privacy/pate.py", 'return 2 if adjacency == "replace" else 1', "return 1", VOTES, "test_every_event_is_a_gaussian_with_its_own_sensitivity"),
+    _m("threshold test not charged", "fedkd/privacy/pate.py", "    if test_variance is not None:\n        steps.insert", "    if False:\n        steps.insert", VOTES, "test_what_votes_cost_whatever_they_are"),
+    _m("discrete noise charged at its own variance", "fedkd/privacy/discrete.py", "math.sqrt((variance - SMOOTHING) / squared_sensitivity)", "math.sqrt(variance / squared_sensitivity)", VOTES, "test_a_variance_is_never_charged_as_more_noise_than_it_is"),
     # -- the schedule
     _m("sampling rate from the data", TRAINER, "noise.poisson(len(data.y), event.sample_rate)", "noise.poisson(len(data.y), min(1.0, 8 / max(1, len(data.y))))", SGD, SCHEDULE),
     _m("number of steps from the data", TRAINER, "for _ in range(event.steps):", "for _ in range(max(1, len(data.y))):", SGD, SCHEDULE),

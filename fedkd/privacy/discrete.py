@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedkd.errors import PrivacyError
 
 Integers = NDArray[np.int64]
 Words = Callable[[int], NDArray[np.uint64]]
@@ -33,6 +36,26 @@ the sum is sqrt(2 pi s) (1 + 2 sum_k e^(-2 pi^2 s k^2) cos(2 pi k X)), so y has 
 factor within 1 +- 4 e^(-2 pi^2 s) (Peikert 2010, doi:10.1007/978-3-642-14623-7_5, theorem 3.1). With s = 3 that is
 8e-26 for every coordinate: over N of them epsilon grows by 2e-25 N and delta by a factor 1 + 1e-25 N.
 """
+
+
+def variance_for(noise_multiplier: float, squared_sensitivity: int) -> int:
+    """The smallest variance that may be charged as a continuous Gaussian of this noise multiplier, on integers of which
+    neighbours differ by at most sqrt(squared_sensitivity) in L2. Raises PrivacyError above MAX_VARIANCE."""
+    variance = math.ceil(Fraction(noise_multiplier) ** 2 * squared_sensitivity) + SMOOTHING
+    if variance > MAX_VARIANCE:
+        raise PrivacyError(
+            f"noise of deviation {math.sqrt(variance):.0f} is more than is drawn exactly ({math.isqrt(MAX_VARIANCE)})",
+            fix="choose a coarser grid, or ask fewer examples",
+        )
+    return variance
+
+
+def charged_as(variance: int, squared_sensitivity: int) -> float:
+    """The noise multiplier that N_Z(0, variance) may be charged as, rounded down. Raises PrivacyError for a variance of
+    SMOOTHING or less, about which nothing is proved."""
+    if variance <= SMOOTHING:
+        raise PrivacyError(f"discrete noise of variance {variance} cannot be charged as a Gaussian", fix="more noise")
+    return math.nextafter(math.sqrt((variance - SMOOTHING) / squared_sensitivity), 0)
 
 
 def discrete_gaussian(words: Words, n: int, variance: int) -> Integers:

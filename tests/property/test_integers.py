@@ -72,7 +72,7 @@ def test_a_grid_is_within_its_range(grid: int) -> None:
     "rows",
     [
         np.array([[5, 6]]),
-        np.array([[11, -1]]),
+        np.array([[5, 10, -5]]),
         np.array([[2**62, 2**62, 2**62, 2**62 + 10]]),  # adds up to 10 modulo 2^64
         np.array([[5.0, 5.0]]),
     ],

@@ -178,5 +178,11 @@ def test_discrete_noise_shifts_no_other_stream() -> None:
     assert np.array_equal(NoiseSource(KEY).discrete_gaussian((50,), 7), mixed.discrete_gaussian((50,), 7))
 
 
+def test_every_stream_of_a_key_has_its_own_words() -> None:
+    source = NoiseSource(KEY)
+    streams = (source._noise, source._sampling, source._torch, source._discrete)
+    assert len({stream.words(1)[0] for stream in streams}) == len(streams)
+
+
 def test_what_a_key_draws_is_pinned() -> None:
     assert NoiseSource(KEY).discrete_gaussian((8,), 10**4).tolist() == [-204, 13, -180, 55, 21, 101, -7, -84]

@@ -4,12 +4,29 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from fedkd.aggregate.votes import UNANSWERED, confident_gnmax, gnmax
 from fedkd.privacy.noise import NoiseSource
+from fedkd.privacy.pate import answer_sensitivity
 
 KEY = bytes(range(32))
+
+
+@given(st.integers(2, 30), st.integers(2, 10), st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_one_client_moves_the_largest_count_by_one_and_the_counts_by_their_sensitivity(
+    n: int, k: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    votes = random.integers(0, k, n)
+    moved = np.append(votes[1:], random.integers(0, k))
+    before, after, gone = (np.bincount(each, minlength=k) for each in (votes, moved, votes[1:]))
+    for other, adjacency in ((after, "replace"), (gone, "add_remove")):
+        assert abs(before.max() - other.max()) <= 1
+        assert ((before - other) ** 2).sum() <= answer_sensitivity(adjacency)  # type: ignore[arg-type]
 
 
 def test_a_clear_majority_wins_and_a_close_one_wins_with_its_probability() -> None:
