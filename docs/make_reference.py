@@ -53,7 +53,8 @@ API = {
     "fedkd.privacy.calibration": ["noise_multiplier"],
     "fedkd.privacy.ledger": ["Ledger"],
     "fedkd.report.collect": ["ledgers", "exports", "provenance"],
-    "fedkd.report.budget": ["budget_report", "render_text"],
+    "fedkd.report.budget": ["budget_report"],
+    "fedkd.report.render": ["render"],
     "simulations.runner": ["Simulation", "Options"],
     "fedkd.errors": [
         "FedkdError", "ConfigError", "DataError", "WireError", "PrivacyError", "BudgetExceeded", "LedgerError",

@@ -20,7 +20,8 @@ from fedkd.privacy.accounting import Pld
 from fedkd.privacy.events import PrivacyEvent, Unit
 from fedkd.privacy.units import adjacency, seen_by
 from fedkd.report import collect, plots, statements
-from fedkd.report.budget import budget_report, render_text
+from fedkd.report.budget import budget_report
+from fedkd.report.render import Form, render
 from fedkd.state import write_atomic, write_json
 from server.loop import Loop, Setting
 from server.run import Row, RunDirectory
@@ -180,8 +181,9 @@ class Simulation:
         report = budget_report(
             exports, provenance=collect.provenance([self._out]), config_hash=config_hash(self._scenario)
         )
-        write_json(self._out / "report.json", report)
-        write_atomic(self._out / "report.txt", render_text(report).encode())
+        forms: dict[str, Form] = {"report.txt": "text", "report.json": "json", "report.html": "html"}
+        for name, form in forms.items():
+            write_atomic(self._out / name, render(report, form).encode())
 
 
 def _unit(export: Mapping[str, Any]) -> Unit:

@@ -11,6 +11,7 @@ import typer
 
 from fedkd import config
 from fedkd.errors import ConfigError
+from fedkd.state import write_atomic
 
 ledger = typer.Typer(help="Look into a client's ledger.", no_args_is_help=True)
 settings = typer.Typer(help="Schemas and resolved configurations.", no_args_is_help=True)
@@ -27,20 +28,32 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    path: Annotated[list[Path], typer.Argument(help="run directories, client folders or ledgers")],
-    form: Annotated[Literal["text", "json"], typer.Option("--format", help="text | json")] = "text",
+    path: Annotated[list[Path] | None, typer.Argument(help="run directories, client folders or ledgers")] = None,
+    form: Annotated[
+        Literal["text", "json", "html", "md"] | None,
+        typer.Option("--format", help="text | json | html | md; by default what --out ends in, else text"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="write to this file, not to standard output")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of --format json, and stop")] = False,
 ) -> None:
     """Say how much privacy has been spent, computed anew from the ledgers."""
     from fedkd.report import collect
-    from fedkd.report.budget import budget_report, render_text
+    from fedkd.report.budget import budget_report
+    from fedkd.report.render import form_of, render
+    from fedkd.report.schema import json_schema
 
+    if schema:
+        return _print_json(json_schema())
+    if not path:
+        raise ConfigError("there is nothing to report on", fix="name run directories, client folders or ledgers")
     result = budget_report(
         collect.exports(path), provenance=collect.provenance(path), config_hash=collect.config_hash(path)
     )
-    if form == "json":
-        _print_json(result)
+    text = render(result, form or form_of(out))
+    if out is None:
+        print(text, end="")
     else:
-        print(render_text(result))
+        write_atomic(out, text.encode())
 
 
 @ledger.command("export")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from fedkd.privacy.events import PrivacyEvent
+from fedkd.privacy.events import Adjacency, PrivacyEvent, Unit
 
-UNITS = {
-    "example": "one training example of one client, added or removed (DP-SGD); a record's epsilon is its own client's, "
-    "and records held by two clients add up",
-    "client": "everything a client holds: no bound (infinite) as soon as one DP-SGD answer has been charged",
+UNITS: dict[Unit, str] = {
+    "example": "one training example of one client; its epsilon is its own client's, and records held by two clients "
+    "add up",
+    "client": "everything that one client holds; no bound (infinite) as soon as one DP-SGD answer has been charged",
 }
 
-TRUST = (
+DEVICE = (
     "Trusted: nobody but the client's own device and the software installed on it. Not trusted: the server, the other "
     "clients, the network, and whoever sees the teacher or the answers."
 )
@@ -24,17 +24,17 @@ AGGREGATOR = (
     "the teacher."
 )
 
-
-def trust(mechanism: str) -> str:
-    """Whom a mechanism's guarantee relies on."""
-    return AGGREGATOR if mechanism in ("sum", "votes") else TRUST
-
+CENTRAL = ("sum", "votes")
+"""Mechanisms whose noise a trusted aggregator adds."""
 
 COVERED = [
     "every answer on the proxy set that is released under a contract of this ledger, in every round and run",
     "everything made of those answers: the consensus, the teacher, other clients' students, repeated requests",
-    "the student's weights and their learning state between rounds: they are outputs of the same mechanism",
 ]
+
+COVERED_TRAINING = (
+    "the student's weights and their learning state between rounds: they are outputs of the same mechanism"
+)
 
 NOT_COVERED = [
     "latency: how long an answer takes",
@@ -48,9 +48,24 @@ NOT_COVERED = [
     "data held again under another client's ledger: those epsilons add up",
 ]
 
-FLOATING_POINT = (
-    "The noise is a float64 inverse-CDF Gaussian added to float32 sums of clipped gradients before the optimiser. It "
-    "is not hardened against attacks on floating-point noise (Mironov 2012, doi:10.1145/2382196.2382264)."
+NOT_COVERED_STUDENT = (
+    "the student itself, under a mechanism that puts its noise on answers: its weights stay on the device and have none"
+)
+
+NOT_COVERED_CENTRAL = (
+    "what the aggregator does with bare votes: that it adds the noise it is asked for, and shows the votes to nobody"
+)
+
+ARITHMETIC = {
+    "dp_sgd": "The noise is a float64 inverse-CDF Gaussian added to float32 sums of clipped gradients before the "
+    "optimiser. It is not hardened against attacks on floating-point noise (Mironov 2012, "
+    "doi:10.1145/2382196.2382264).",
+    "none": "There is no noise.",
+}
+
+DISCRETE = (
+    "The noise is a discrete Gaussian on integers, sampled exactly without floating point (Canonne, Kamath & Steinke "
+    "2020, arXiv:2004.00010), so that attacks on floating-point noise do not apply."
 )
 
 RANDOMNESS = {
@@ -62,38 +77,71 @@ RANDOMNESS = {
 UNKNOWN_NOISE = "NO GUARANTEE: the ledger does not say where the noise came from"
 
 
-def guarantee(epsilon: float, delta: float, simulated: bool) -> str:
-    """The one sentence that a report starts with."""
+def trust(mechanism: str) -> str:
+    """Whom a mechanism's guarantee relies on."""
+    return AGGREGATOR if mechanism in CENTRAL else DEVICE
+
+
+def arithmetic(mechanism: str) -> str:
+    """How a mechanism's noise is made in a computer's arithmetic."""
+    return ARITHMETIC.get(mechanism, DISCRETE)
+
+
+def covered(mechanisms: Collection[str]) -> list[str]:
+    """Outputs that the numbers speak of."""
+    return [*COVERED, *([COVERED_TRAINING] if not {*mechanisms} - {"dp_sgd"} else [])]
+
+
+def not_covered(mechanisms: Collection[str]) -> list[str]:
+    """Outputs that the numbers say nothing about."""
+    bare = [NOT_COVERED_STUDENT] if {*mechanisms} & {"gaussian", *CENTRAL} else []
+    return [*([NOT_COVERED_CENTRAL] if {*mechanisms} & {*CENTRAL} else []), *bare, *NOT_COVERED]
+
+
+NOTHING: dict[Unit, str] = {
+    "example": "Nothing has been charged to these ledgers: no answer has left a device, and epsilon is 0.",
+    "client": "The same holds for all that one client holds together.",
+}
+
+UNBOUNDED: dict[Unit, str] = {
+    "example": "NO GUARANTEE: at least one client has released answers without noise; for one example of its data, "
+    "epsilon is infinite, against everybody who sees the answers.",
+    "client": "For everything that one client holds together there is no bound: epsilon is infinite.",
+}
+
+SIMULATED = "NO GUARANTEE: the noise was reproducible (simulation). With noise from the operating system, "
+
+
+def guarantee(
+    unit: Unit, adjacencies: Collection[Adjacency], epsilon: float, delta: float, central: bool, simulated: bool
+) -> str:
+    """The sentence that says what is promised to one unit, or that nothing is."""
     if epsilon == 0 and not delta:
-        return "Nothing has been charged to these ledgers: no answer has left a device, and epsilon is 0."
+        return NOTHING[unit]
     if math.isinf(epsilon):
-        return (
-            "NO GUARANTEE: at least one client has released answers without noise; for one example of its data, "
-            "epsilon is infinite, against everybody who sees the answers."
-        )
+        return UNBOUNDED[unit]
+    against = "the client's own device and the aggregator" if central else "the client's own device"
+    others = "the other clients and the public" if central else "the server"
     bound = (
-        f"adding or removing any one training example of a client changes the probability of anything that its "
-        f"answers reveal by at most a factor of e^{epsilon:.4f} and an additive {delta:g}; this holds against "
-        f"everybody but the client's own device, the server included."
+        f"{_change(unit, adjacencies)} changes the probability of anything that its answers reveal by at most a factor "
+        f"of e^{epsilon:.4f} and an additive {delta:g}; this holds against everybody but {against}, {others} included."
     )
-    if simulated:
-        return f"NO GUARANTEE: the noise was reproducible (simulation). With noise from the operating system, {bound}"
-    return bound[0].upper() + bound[1:]
+    return f"{SIMULATED}{bound}" if simulated else f"{bound[0].upper()}{bound[1:]}"
 
 
-def derivation(event: PrivacyEvent, clip: float) -> str:
-    """Where the sensitivity comes from."""
-    if not event.protects:
-        return "nothing is clipped or noised: the sensitivity has no bound"
-    return (
-        f"each example's gradient is clipped to L2 norm C = {clip:g}, so one example added or removed changes the sum "
-        f"by at most Delta = C = {clip:g}; sigma = z Delta = {event.noise_multiplier:g} x {clip:g} = "
-        f"{event.noise_multiplier * clip:g}; the divisor is the public nominal batch"
-    )
+def _change(unit: Unit, adjacencies: Collection[Adjacency]) -> str:
+    verbs = {"add_remove": "adding or removing", "replace": "replacing"}
+    verb = " or ".join(verbs[one] for one in sorted(adjacencies))
+    return f"{verb} {'any one training example of a client' if unit == 'example' else 'all that one client holds'}"
 
 
 def sampler(event: PrivacyEvent) -> dict[str, str]:
     """What the accountant assumes, and what the code draws."""
+    if event.unit == "client" or event.mechanism in CENTRAL:
+        return {
+            "assumed": "no sampling (no amplification)",
+            "actual": "every query that is asked is answered and charged",
+        }
     if event.sample_rate == 1:
         return {"assumed": "full batch (no amplification)", "actual": "full batch: every example at every step"}
     return {
@@ -104,7 +152,7 @@ def sampler(event: PrivacyEvent) -> dict[str, str]:
 
 
 def adaptivity(contracts: int, events: Sequence[PrivacyEvent]) -> str:
-    """What fixed-in-advance composition covers."""
+    """What fixed-in-advance composition covers, and what limits the ledger where it does not."""
     fixed = "every contract's noise, sampling and schedule were registered by hash before its first round"
     if contracts <= 1:
         return fixed
@@ -112,6 +160,7 @@ def adaptivity(contracts: int, events: Sequence[PrivacyEvent]) -> str:
         # Smith & Thakurta 2022 (arXiv:2210.17520); Koskela, Tobaben & Honkela 2022 (arXiv:2209.15596)
         return f"{fixed}; later contracts may depend on earlier answers, which costs full-batch Gaussians nothing"
     return (
-        f"{fixed}; NOT COVERED: a contract that was concluded after answers, since composition by PLD assumes for "
-        "sampled batches that all were fixed in advance. fedkd concludes none: something else wrote this ledger"
+        f"{fixed}; later contracts may depend on earlier answers, and PLD bounds sampled batches only where all was "
+        "fixed in advance: the number that limits and is reported is that of a Renyi filter (Feldman & Zrnic 2021, "
+        "arXiv:2008.11193)"
     )
