@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fedkd.config import Mechanism, Policy
 from fedkd.privacy.calibration import Shape
+from fedkd.privacy.discrete import variance_for
 from fedkd.privacy.events import Adjacency, PrivacyEvent, Unit
 from fedkd.wire import Offer
 
@@ -16,13 +17,13 @@ GRID = 16
 
 @dataclass(frozen=True)
 class Part:
-    """``steps`` Gaussians of noise multiplier ``scale`` times the noise that is sought; on integers of L2 sensitivity
-    ``sensitivity`` (None: the noise is in the training)."""
+    """``steps`` Gaussians of noise multiplier ``scale`` times the noise that is sought; on integers whose squared L2
+    sensitivity is ``squared`` (None: the noise is in the training)."""
 
     scale: float
     sample_rate: float
     steps: int
-    sensitivity: float | None
+    squared: int | None
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,8 @@ class Cost:
         )
 
     def variances(self, noise: float) -> tuple[int, ...]:
-        """Variance of the noise on each part's integers, rounded up: never less than what is charged."""
-        # the factor: a product of floats may have been rounded down
-        deviations = [noise * p.scale * p.sensitivity for p in self.parts if p.sensitivity is not None]
-        return tuple(max(1, math.ceil(sigma**2 * (1 + 1e-12))) for sigma in deviations)
+        """Variance of the noise on each part's integers: what may be charged as its events."""
+        return tuple(variance_for(noise * p.scale, p.squared) for p in self.parts if p.squared is not None)
 
 
 def cost_of(mechanism: Mechanism, policy: Policy, offer: Offer, block: str) -> Cost:
@@ -68,12 +67,12 @@ def cost_of(mechanism: Mechanism, policy: Policy, offer: Offer, block: str) -> C
         step = Part(1.0, policy.sample_rate, policy.steps, None)
         return Cost(mechanism, "example", "add_remove", (step,), (block,))
     if mechanism == "gaussian":
-        return Cost(mechanism, "client", "replace", (Part(1.0, 1.0, 1, math.sqrt(2 * q) * GRID),))
+        return Cost(mechanism, "client", "replace", (Part(1.0, 1.0, 1, 2 * q * GRID**2),))
     if mechanism == "sum":
-        return Cost(mechanism, "client", "add_remove", (Part(1.0, 1.0, 1, math.sqrt(q)),))
+        return Cost(mechanism, "client", "add_remove", (Part(1.0, 1.0, 1, q),))
     if mechanism == "votes":
-        answer = Part(1 / math.sqrt(2), 1.0, q, math.sqrt(2))
-        test = (Part(policy.noise_ratio, 1.0, q, 1.0),) if offer.aggregate == "confident_votes" else ()
+        answer = Part(1 / math.sqrt(2), 1.0, q, 2)
+        test = (Part(policy.noise_ratio, 1.0, q, 1),) if offer.aggregate == "confident_votes" else ()
         sharded = policy.shards > 1
         return Cost(
             mechanism, "example" if sharded else "client", "add_remove" if sharded else "replace", (*test, answer)
