@@ -139,7 +139,9 @@ class Data(Model):
     missing: tuple[str, ...] = Field(("",), description="csv, hf: texts that mean that a cell is missing")
     image: Image | None = Field(None, description="folder, hf: images")
     size: int = Field(5000, ge=10, le=10_000_000, description="mnist1d: examples, a fifth of them for testing")
-    seed: int = Field(42, ge=0, lt=2**63, description="mnist1d: of the examples; the run's own seed does not touch them")
+    seed: int = Field(
+        42, ge=0, lt=2**63, description="mnist1d: of the examples; the run's own seed does not touch them"
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -182,7 +184,9 @@ class Partition(Model):
     growth: Literal["linear", "square", "exponential"] = Field(
         "linear", description="size: of client 1, 2, 3, ... as 1, 2, 3 or as 1, 4, 9 or as e, e^2, e^3"
     )
-    column: Text = Field("ids", description="natural_id: column (csv, hf) or array (npz, function) of whose an example is")
+    column: Text = Field(
+        "ids", description="natural_id: column (csv, hf) or array (npz, function) of whose an example is"
+    )
 
 
 class Proxy(Model):

@@ -27,7 +27,7 @@ _FIX = (
 
 
 def read(base: Path, data: Data, ids: str | None) -> dict[str, Any]:
-    """Arrays x, y, classes of the split ``train``, x_test and y_test of ``test`` if there is one, and the column ``ids``.
+    """Arrays x, y, classes of the split ``train``, those of ``test`` if there is one, and the column ``ids``.
 
     ``data.path`` is a folder below ``base``, written by ``save_to_disk`` or made of files that Hugging Face knows
     (Parquet, JSON lines, ...), or the name of a data set in the cache. Raises DataError where it is neither, where a

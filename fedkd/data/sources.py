@@ -1,4 +1,4 @@
-"""Where examples come from: made or read by the sources of this package, or by a user's function; and what they must be."""
+"""Where examples come from: one of the sources of this package, or a user's function."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ class Examples:
 
     def take(self, indices: NDArray[np.int64]) -> Examples:
         """The examples at ``indices`` [m], in this order, as a copy."""
-        return Examples(
-            self.x[indices], self.y[indices], self.classes, None if self.ids is None else self.ids[indices]
-        )
+        return Examples(self.x[indices], self.y[indices], self.classes, None if self.ids is None else self.ids[indices])
 
 
 def load(data: Data, base: Path, ids: str | None = None) -> tuple[Examples, Examples | None]:

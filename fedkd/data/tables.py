@@ -84,9 +84,9 @@ def encode(table: Table, data: Data) -> dict[str, Any]:
     """A table's inputs x float32 [n, d], labels y int64 [n] and number of classes; with neither inputs nor an image
     there is no x.
 
-    A numeric column gives (cell - mean) / sd, or the cell itself where the configuration has no mean and sd yet; a column
-    with categories gives a one-hot vector. A missing cell counts as the column's ``fill``. Raises DataError naming
-    line and column of the first cell that is missing, is no finite number, or is in none of the fixed lists.
+    A numeric column gives (cell - mean) / sd, or the cell itself where the configuration has no mean and sd yet; a
+    column with categories gives a one-hot vector. A missing cell counts as the column's ``fill``. Raises DataError
+    naming line and column of the first cell that is missing, is no finite number, or is not in the fixed list.
     """
     assert data.label is not None
     cells = table.cells
