@@ -15,7 +15,6 @@ from fedkd.errors import DataError, FedkdError
 _FORMATS = ("PNG", "JPEG")
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits at most; deeper ones would be cut off
-_MOST_PIXELS = 100_000_000
 
 
 def read_folder(folder: Path, data: Data) -> dict[str, Any]:
@@ -65,7 +64,8 @@ def _read(file: Path, image: Image) -> NDArray[np.uint8]:
     pillow = library()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of what Pillow only warns, such as absurd sizes
+            # Pillow only warns of small files that unpack to absurd sizes
+            warnings.simplefilter("error", pillow.DecompressionBombWarning)
             with pillow.open(file, formats=_FORMATS) as opened:
                 return pixels(opened, image, str(file))
     except FedkdError:
@@ -78,8 +78,6 @@ def pixels(opened: Any, image: Image, where: str) -> NDArray[np.uint8]:
     """A Pillow image, upright, in the wanted colours and size: uint8 [channels, height, width]. Raises DataError."""
     from PIL import ImageOps
 
-    if opened.width * opened.height > _MOST_PIXELS:
-        raise DataError(f"the image has {opened.width} x {opened.height} pixels", where=where)
     if opened.mode not in _MODES:
         raise DataError(f"an image of kind {opened.mode} has more than 8 bits a colour", where=where, fix="convert it")
     upright = ImageOps.exif_transpose(opened).convert("L" if image.colour == "grey" else "RGB")
