@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedkd.config import ClientConfig
-from fedkd.data import sources
+from fedkd.data import encoding, sources
 from fedkd.data.partition import fingerprints
 from fedkd.data.sources import Examples
 from fedkd.distill.losses import Objective, SoftLabels, soften
@@ -56,7 +56,8 @@ class Learner:
 
     def _private_examples(self, base: Path, console: Callable[[str], None]) -> Examples:
         proxy, where = self._view.proxy, f"client {self._config.name}, source {self._config.data.source}"
-        examples, _ = sources.load(self._config.data, base)
+        data = encoding.agreed(self._config.data, proxy.provenance.get("encoding", {}), where)
+        examples, _ = sources.load(data, base)
         sources.check(examples, where, shape=proxy.shape, classes=proxy.classes)
         public = np.isin(fingerprints(examples.x), fingerprints(proxy.examples))
         if public.any():

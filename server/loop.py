@@ -15,7 +15,8 @@ from flwr.serverapp import Grid
 from fedkd import wire
 from fedkd.config import Federation, ServerConfig, load
 from fedkd.coordinator import Coordinator, Terms
-from fedkd.data import sources
+from fedkd.data import encoding, sources
+from fedkd.data.proxy import ProxySet
 from fedkd.data.sources import Examples
 from fedkd.distill.model import Model, ProxyView
 from fedkd.distill.teacher import Teacher
@@ -313,12 +314,15 @@ class Loop:
         )
 
 
-def test_examples(config: ServerConfig, base: Path) -> Examples | None:
-    """The public test examples that the configuration names."""
+def test_examples(config: ServerConfig, base: Path, proxy: ProxySet) -> Examples | None:
+    """The public test examples that the configuration names. Raises DataError if they do not fit the proxy set."""
     if config.test is None:
         return None
-    train, test = sources.load(config.test, base)
-    return test if test is not None else train
+    where = f"key 'test', source {config.test.source}"
+    train, test = sources.load(encoding.agreed(config.test, proxy.provenance.get("encoding", {}), where), base)
+    found = train if test is None else test
+    sources.check(found, where, shape=proxy.shape, classes=proxy.classes)
+    return found
 
 
 def serve(grid: Grid, config_path: str) -> None:
@@ -342,7 +346,7 @@ def serve(grid: Grid, config_path: str) -> None:
         code=base / config.code,
     )
     try:
-        Loop(grid, setting, view, run, test_examples(config, base)).run()
+        Loop(grid, setting, view, run, test_examples(config, base, view.proxy)).run()
     except FedkdError as error:
         print(error, flush=True)
         raise

@@ -15,13 +15,14 @@ import numpy as np
 
 from fedkd import __version__, config
 from fedkd.config import ClientConfig, Data, Policy, Scenario, ServerConfig
-from fedkd.data import partition, proxy, sources
+from fedkd.data import proxy, sources
 from fedkd.data.sources import Examples, as_float
 from fedkd.distill import features
 from fedkd.errors import ConfigError, FedkdError
 from fedkd.state import write_atomic, write_json
 from fedkd.tensors import canonical, digest
 from server.run import RunDirectory
+from simulations.split import Split, client_names, cut, deal
 
 DONE = "prepared"
 LIBRARIES = ("flwr", "torch", "opacus", "dp-accounting", "numpy", "scikit-learn", "cryptography", "safetensors")
@@ -30,12 +31,6 @@ LIBRARIES = ("flwr", "torch", "opacus", "dp-accounting", "numpy", "scikit-learn"
 def config_hash(scenario: Scenario) -> str:
     """Hash of the resolved configuration."""
     return digest(canonical(scenario.model_dump(mode="json")))
-
-
-def client_names(scenario: Scenario) -> list[str]:
-    """client-0, client-1, ... with as many digits as keep them in order when sorted."""
-    width = len(str(scenario.clients - 1))
-    return [f"client-{index:0{width}d}" for index in range(scenario.clients)]
 
 
 def prepare(scenario: Scenario, out: Path, base: Path, noise: Literal["os", "simulation"] = "simulation") -> None:
@@ -52,19 +47,15 @@ def prepare(scenario: Scenario, out: Path, base: Path, noise: Literal["os", "sim
             where="key 'privacy.nominal_examples'",
             fix="for example: --set privacy.nominal_examples=200",
         )
-    train, test = _load(scenario, base)
-    cut = partition.cut(len(train), scenario.proxy.size, scenario.proxy.tune_size, scenario.seed)
-    public = _pack(scenario, train.take(cut.proxy))
+    split = cut(scenario, base)
+    parts = deal(scenario, split.private)
+    public = _pack(scenario, split)
     public.save(out / "proxy.safetensors")
-    _write_examples(out / "tune.npz", train.take(cut.tune))
-    _write_examples(out / "test.npz", test)
-    private = train.take(cut.private)
-    parts = partition.deal(
-        scenario.partition.kind, private.y, scenario.clients, scenario.partition.alpha, scenario.seed
-    )
-    nominal = scenario.privacy.nominal_examples or max(1, len(private) // scenario.clients)
+    _write_examples(out / "tune.npz", split.tune)
+    _write_examples(out / "test.npz", split.test)
+    nominal = scenario.privacy.nominal_examples or max(1, len(split.private) // scenario.clients)
     for index, (name, part) in enumerate(zip(client_names(scenario), parts, strict=True)):
-        _write_client(scenario, out, base, index, name, private.take(part), public.hash, nominal, noise)
+        _write_client(scenario, out, base, index, name, split.private.take(part), public.hash, nominal, noise)
     _write_server(scenario, out, base)
     write_atomic(out / "config.yaml", config.dump(scenario).encode())
     write_json(out / "versions.json", _versions(scenario))
@@ -81,24 +72,13 @@ def private_examples(out: Path, scenario: Scenario) -> Examples:
     return Examples(x, y, parts[0].classes)
 
 
-def _load(scenario: Scenario, base: Path) -> tuple[Examples, Examples]:
-    train, test = sources.load(scenario.data, base)
-    where = f"data.source {scenario.data.source}"
-    sources.check(train, where)
-    if test is None:
-        return partition.carve_test(train, scenario.data.test_fraction, scenario.seed)
-    sources.check(test, f"{where}, test part", shape=train.x.shape[1:], classes=train.classes)
-    return train, test
-
-
 def build_proxy(scenario: Scenario, base: Path) -> proxy.ProxySet:
     """Only the proxy set of a scenario. Raises DataError."""
-    train, _ = _load(scenario, base)
-    cut = partition.cut(len(train), scenario.proxy.size, scenario.proxy.tune_size, scenario.seed)
-    return _pack(scenario, train.take(cut.proxy))
+    return _pack(scenario, cut(scenario, base))
 
 
-def _pack(scenario: Scenario, public: Examples) -> proxy.ProxySet:
+def _pack(scenario: Scenario, split: Split) -> proxy.ProxySet:
+    public = split.proxy
     try:
         fitted = features.fit_features(
             scenario.features.kind, as_float(public.x), components=scenario.features.components
@@ -113,7 +93,7 @@ def _pack(scenario: Scenario, public: Examples) -> proxy.ProxySet:
         public.classes,
         fitted.spec,
         features.arrays(fitted),
-        proxy.describe(scenario.data, scenario.seed, rule, sizes),
+        proxy.describe(split.data, scenario.seed, rule, sizes),
     )
 
 

@@ -27,7 +27,8 @@ from server.loop import Loop, Setting
 from server.run import Row, RunDirectory
 from simulations.baselines import central_accuracy
 from simulations.engine import Engine
-from simulations.prepare import DONE, client_names, config_hash, prepare
+from simulations.prepare import DONE, config_hash, prepare
+from simulations.split import client_names
 
 Tell = Callable[[str], None]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkd.config import Partition
 from fedkd.data.sources import Examples, Pixels, as_float
 from fedkd.errors import DataError
 from fedkd.rng import generator
@@ -44,26 +44,114 @@ def cut(n: int, proxy_size: int, tune_size: int, seed: int) -> Splits:
 
 
 def deal(
-    kind: Literal["iid", "dirichlet"], labels: NDArray[np.int64], clients: int, alpha: float, seed: int
+    partition: Partition,
+    labels: NDArray[np.int64],
+    clients: int,
+    seed: int,
+    ids: NDArray[np.int64] | None = None,
 ) -> list[Indices]:
     """Deal a private pool out to clients: one array of sorted positions in ``labels`` [n] for each.
 
-    The arrays are disjoint and cover the pool; some may be empty. ``iid`` shuffles into equal shares. ``dirichlet``
-    splits every class by its own draw of client shares from Dirichlet(alpha), so that class mix and size
-    differ: as Yurochkin et al. 2019 (arXiv:1905.12022); alpha has the meaning of Hsu et al. 2019 (arXiv:1909.06335),
-    who draw each client's class mix at equal sizes. Large alpha comes near ``iid``.
+    The arrays are disjoint and cover the pool; some may be empty. Kinds are called as in Flower Datasets.
+
+    - ``iid`` shuffles into equal shares.
+    - ``dirichlet`` splits every class by its own draw of client shares from Dirichlet(alpha), so that class mix and
+      size differ: as Yurochkin et al. 2019 (arXiv:1905.12022); alpha has the meaning of Hsu et al. 2019
+      (arXiv:1909.06335), who draw each client's class mix at equal sizes. Large alpha comes near ``iid``.
+    - ``pathological`` gives each client ``classes_per_client`` classes, every class to equally many clients up to one,
+      in equal shares: the quantity-based label imbalance of Li et al. 2022 (arXiv:2102.02079), no class left out.
+    - ``shard`` sorts by class, cuts into ``shards_per_client`` equal runs a client, and deals these at random: McMahan
+      et al. 2017 (arXiv:1602.05629), section 3.
+    - ``size`` shuffles, and gives client i a share in proportion to i, i^2 or e^i, i = 1, 2, ...
+    - ``natural_id`` keeps all examples of one id [n] together, and gives every client equally many ids up to one.
+
+    Raises DataError where classes or ids do not suffice for the clients, or clients for the classes.
     """
     random = generator(seed, "partition", "deal")
-    if kind == "iid":
-        return [np.sort(part) for part in np.array_split(random.permutation(len(labels)), clients)]
+    if partition.kind == "iid":
+        return _sorted(np.array_split(random.permutation(len(labels)), clients))
+    if partition.kind == "size":
+        return _by_size(partition.growth, random.permutation(len(labels)), clients)
+    if partition.kind == "shard":
+        return _shards(labels, clients, partition.shards_per_client, random)
+    if partition.kind == "dirichlet":
+        owner = _dirichlet(labels, clients, partition.alpha, random)
+    elif partition.kind == "pathological":
+        owner = _few_classes(labels, clients, partition.classes_per_client, random)
+    else:
+        owner = _natural(ids, clients, random)
+    bounds = np.searchsorted(np.sort(owner), np.arange(1, clients))
+    return np.split(np.argsort(owner, kind="stable"), bounds)
+
+
+def _sorted(parts: Iterable[Indices]) -> list[Indices]:
+    return [np.sort(part) for part in parts]
+
+
+def _dirichlet(labels: NDArray[np.int64], clients: int, alpha: float, random: np.random.Generator) -> Indices:
+    """Every example's client."""
     owner = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))
         ends = np.cumsum(random.dirichlet(np.full(clients, alpha))) * len(members)
         # The last end may be a hair below len(members); rank < ends[i] decides, and the last client takes the rest.
         owner[members] = np.searchsorted(ends[:-1], np.arange(len(members)), side="right")
-    bounds = np.searchsorted(np.sort(owner), np.arange(1, clients))
-    return np.split(np.argsort(owner, kind="stable"), bounds)
+    return owner
+
+
+def _by_size(growth: str, order: Indices, clients: int) -> list[Indices]:
+    rank = np.arange(1, clients + 1, dtype=np.float64)
+    # e^i is taken relative to the largest, which alone would overflow
+    weights = {"linear": rank, "square": rank**2, "exponential": np.exp(rank - clients)}[growth]
+    ends = np.floor(np.cumsum(weights / weights.sum())[:-1] * len(order)).astype(np.int64)
+    return _sorted(np.split(order, ends))
+
+
+def _shards(labels: NDArray[np.int64], clients: int, each: int, random: np.random.Generator) -> list[Indices]:
+    order = random.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    shards = np.array_split(order, clients * each)
+    hands = np.split(random.permutation(len(shards)), clients)
+    return _sorted(np.concatenate([shards[shard] for shard in hand]) for hand in hands)
+
+
+def _few_classes(labels: NDArray[np.int64], clients: int, each: int, random: np.random.Generator) -> Indices:
+    """Every example's client. A client's classes are the least taken so far, ties broken at random."""
+    classes = np.unique(labels)
+    if each > len(classes) or clients * each < len(classes):
+        raise DataError(
+            f"{clients} clients with {each} classes each cannot hold the {len(classes)} classes of the private pool",
+            where="keys 'clients' and 'partition.classes_per_client'",
+            fix="choose at most as many classes a client as there are, and enough for every class to have a client",
+        )
+    taken = np.zeros(len(classes), np.int64)
+    holders: list[list[int]] = [[] for _ in classes]
+    for client in range(clients):
+        order = random.permutation(len(classes))
+        for chosen in order[np.argsort(taken[order], kind="stable")][:each]:
+            taken[chosen] += 1
+            holders[chosen].append(client)
+    owner = np.empty(len(labels), np.int64)
+    for label, held in zip(classes, holders, strict=True):
+        members = random.permutation(np.flatnonzero(labels == label))
+        for client, part in zip(held, np.array_split(members, len(held)), strict=True):
+            owner[part] = client
+    return owner
+
+
+def _natural(ids: NDArray[np.int64] | None, clients: int, random: np.random.Generator) -> Indices:
+    """Every example's client."""
+    known, whose = np.unique(np.zeros(0, np.int64) if ids is None else ids, return_inverse=True)
+    if len(known) < clients:
+        raise DataError(
+            f"the private pool has examples of {len(known)} ids, too few for {clients} clients",
+            where="keys 'clients' and 'partition.column'",
+            fix=f"choose at most {len(known)} clients, or a column with more ids",
+        )
+    client_of = np.empty(len(known), np.int64)
+    for client, part in enumerate(np.array_split(random.permutation(len(known)), clients)):
+        client_of[part] = client
+    return np.asarray(client_of[whose])
 
 
 def carve_test(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedkd import state, tensors
 from fedkd.config import Data
+from fedkd.data import encoding
 from fedkd.data.sources import Examples, Pixels, check
 from fedkd.errors import DataError
 from fedkd.tensors import Arrays
@@ -112,11 +113,13 @@ def build(
 
 
 def describe(data: Data, seed: int, rule: str, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Where a proxy set comes from: source without its path, seed, the rule that chose the indices, sizes of the
-    splits, and versions. No path and no clock: what is built again on the same machine has the same hash. On another
-    one, other kernels of the processor may round otherwise: parties share the file, not its recipe.
+    """Where a proxy set comes from: source without its path, its encoding, seed, the rule that chose the indices, sizes
+    of the splits, and versions. No path and no clock: what is built again on the same machine has the same hash. On
+    another one, other kernels of the processor may round otherwise: parties share the file, not its recipe.
     """
+    found = encoding.describe(data)
     return {
+        **({"encoding": found} if found else {}),
         "source": data.source,
         "test_fraction": data.test_fraction,
         "seed": seed,

@@ -1,10 +1,10 @@
-"""Where examples come from: scikit-learn's digits, IDX files, .npz files, or a user's function."""
+"""Where examples come from: one of the sources of this package, or a user's function."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,54 +13,58 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedkd.config import Data
-from fedkd.data import idx
+from fedkd.data import hf, idx, images, mnist1d, tables
 from fedkd.data.user_code import call, load_symbol
 from fedkd.errors import DataError
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 MAX_CLASSES = 100_000
 KEYS = ("x", "y", "x_test", "y_test", "classes")
+Found = tuple[Mapping[str, Any], str]  # arrays under these names, and where they are from
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Labelled examples: x uint8 or float32 [n, *shape], y int64 [n] with 0 <= y < classes."""
+    """Labelled examples: x uint8 or float32 [n, *shape], y int64 [n] with 0 <= y < classes.
+
+    ``ids`` int64 [n] says whose an example is: for the partition ``natural_id`` of a simulation, and for nothing else.
+    """
 
     x: Pixels
     y: NDArray[np.int64]
     classes: int
+    ids: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     def take(self, indices: NDArray[np.int64]) -> Examples:
         """The examples at ``indices`` [m], in this order, as a copy."""
-        return Examples(self.x[indices], self.y[indices], self.classes)
+        return Examples(self.x[indices], self.y[indices], self.classes, None if self.ids is None else self.ids[indices])
 
 
-def load(data: Data, base: Path) -> tuple[Examples, Examples | None]:
+def load(data: Data, base: Path, ids: str | None = None) -> tuple[Examples, Examples | None]:
     """Training part and test part (None: the source has none) of a source; ``path`` is relative to ``base``.
 
     - ``digits``: scikit-learn's 1,797 digits, x float32 [n, 1, 8, 8] in [0, 1].
+    - ``mnist1d``: made from ``data.seed``, x float32 [n, 1, 40].
     - ``idx``: a folder of IDX files, x uint8 [n, 1, height, width]; without ``path``, Debian's Fashion-MNIST.
     - ``npz``: arrays x, y and optionally x_test, y_test, classes.
+    - ``csv``: a table, x float32 [n, d].
+    - ``folder``: images, x uint8 [n, channels, height, width].
+    - ``hf``: a Hugging Face data set of columns or images, as of ``csv`` or ``folder``.
     - ``module:function``: called with the resolved ``path`` where one is given, else without arguments; returns
       ``(x, y)``, ``(x, y, x_test, y_test)``, a mapping with the keys of an .npz file, or Examples.
 
     x stays uint8 or becomes float32 (only uint8 is ever rescaled, see as_float). ``classes`` counts the labels; where
     a source does not say, it is the largest label of both parts + 1: a client that is deployed takes the public list
-    of its proxy set instead, and calls check with it. Raises DataError naming the source, file and first bad index.
+    of its proxy set instead, and calls check with it. ``ids`` names the column (csv, hf) or array (npz, function) that
+    says whose an example is. Raises DataError naming the source, file and first bad index.
     """
-    path = None if data.path is None else base / data.path
-    if data.source == "digits":
-        return _digits(), None
-    if data.source == "idx":
-        return _idx(path or idx.FASHION_MNIST)
-    if data.source == "npz":
-        return _npz(path)
-    function = load_symbol(data.source, base)
-    found = call(data.source, function, *([] if path is None else [path]), kind=DataError)
-    return _returned(found, data.source)
+    if data.source not in _READERS:
+        return _function(data, base, ids)
+    found, where = _READERS[data.source](data, base, ids)
+    return _parts(found, where, ids)
 
 
 def as_float(x: Pixels) -> NDArray[np.float32]:
@@ -110,29 +114,61 @@ def _first(bad: NDArray[np.bool_], text: str, where: str, fix: str = "") -> None
         raise DataError(f"{text} (first of {bad.sum()})", where=f"{where}, example {bad.argmax()}", fix=fix)
 
 
-def _digits() -> Examples:
+def _digits(data: Data, base: Path, ids: str | None) -> Found:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     x = (bunch.images[:, None] / 16).astype(np.float32)  # grey levels are 0..16
-    return Examples(x, bunch.target.astype(np.int64), 10)
+    return {"x": x, "y": bunch.target, "classes": 10}, "digits"
 
 
-def _idx(folder: Path) -> tuple[Examples, Examples | None]:
+def _mnist1d(data: Data, base: Path, ids: str | None) -> Found:
+    return mnist1d.make(data.size, data.seed), "mnist1d"
+
+
+def _idx(data: Data, base: Path, ids: str | None) -> Found:
+    folder = idx.FASHION_MNIST if data.path is None else base / data.path
     (x, y), test = idx.read_folder(folder)
     x_test, y_test = test or (None, None)
-    return _parts({"x": x, "y": y, "x_test": x_test, "y_test": y_test}, str(folder))
+    return {"x": x, "y": y, "x_test": x_test, "y_test": y_test}, str(folder)
 
 
-def _npz(path: Path | None) -> tuple[Examples, Examples | None]:
-    if path is None:
+def _npz(data: Data, base: Path, ids: str | None) -> Found:
+    if data.path is None:
         raise DataError("source npz needs a file", where="key 'path'", fix="path: my-data.npz")
-    return _parts(_arrays(path), str(path))
+    path = base / data.path
+    return _arrays(path, (*KEYS, *([] if ids is None else [ids]))), str(path)
+
+
+def _csv(data: Data, base: Path, ids: str | None) -> Found:
+    path = base / str(data.path)
+    table = tables.read_csv(path, tables.wanted(data, ids))
+    return {**tables.encode(table, data), **({} if ids is None else {ids: table.cells[ids]})}, str(path)
+
+
+def _folder(data: Data, base: Path, ids: str | None) -> Found:
+    folder = base / str(data.path)
+    return images.read_folder(folder, data), str(folder)
+
+
+def _hf(data: Data, base: Path, ids: str | None) -> Found:
+    return hf.read(base, data, ids), str(data.path)
+
+
+_READERS: Mapping[str, Callable[[Data, Path, str | None], Found]] = {
+    "digits": _digits,
+    "mnist1d": _mnist1d,
+    "idx": _idx,
+    "npz": _npz,
+    "csv": _csv,
+    "folder": _folder,
+    "hf": _hf,
+}
 
 
 def read_inputs(path: Path) -> Pixels:
     """The array x [n, *shape] of an .npz file, which needs no labels: examples to predict. Raises DataError."""
-    x = _arrays(path).get("x")
+    x = _arrays(path, ("x",)).get("x")
     if x is None:
         raise DataError("there is no array x", where=str(path), fix="write the file with numpy.savez(path, x=...)")
     pixels = _pixels(x, str(path))
@@ -140,31 +176,33 @@ def read_inputs(path: Path) -> Pixels:
     return pixels
 
 
-def _arrays(path: Path) -> dict[str, Any]:
-    """The arrays that we know in an .npz file."""
+def _arrays(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Those of these arrays that an .npz file has."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {key: file[key] for key in KEYS if key in file}
+            return {key: file[key] for key in keys if key in file}
     except FileNotFoundError:
         raise DataError("the file does not exist", where=str(path), fix="check 'path'") from None
     except (OSError, ValueError, EOFError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"not an .npz file of plain arrays: {error}", where=str(path)) from None
 
 
-def _returned(found: Any, where: str) -> tuple[Examples, Examples | None]:
+def _function(data: Data, base: Path, ids: str | None) -> tuple[Examples, Examples | None]:
+    where, function = data.source, load_symbol(data.source, base)
+    found = call(where, function, *([] if data.path is None else [base / data.path]), kind=DataError)
     if isinstance(found, Examples):
-        found = {"x": found.x, "y": found.y, "classes": found.classes}
+        found = {"x": found.x, "y": found.y, "classes": found.classes, **({} if ids is None else {ids: found.ids})}
     if isinstance(found, tuple | list) and len(found) in (2, 4):
         found = dict(zip(KEYS, found, strict=False))
     if not isinstance(found, Mapping):
         raise DataError(
             f"the function returned {type(found).__name__}", where=where, fix="return (x, y) or (x, y, x_test, y_test)"
         )
-    return _parts(found, where)
+    return _parts(found, where, ids)
 
 
-def _parts(found: Mapping[str, Any], where: str) -> tuple[Examples, Examples | None]:
-    """Arrays under the names KEYS as checked examples."""
+def _parts(found: Mapping[str, Any], where: str, ids: str | None) -> tuple[Examples, Examples | None]:
+    """Arrays under the names KEYS, and ids under theirs, as checked examples."""
     if found.get("x") is None or found.get("y") is None:
         raise DataError("there are no arrays x and y", where=where)
     if (found.get("x_test") is None) != (found.get("y_test") is None):
@@ -172,7 +210,7 @@ def _parts(found: Mapping[str, Any], where: str) -> tuple[Examples, Examples | N
     y = _labels(found["y"], f"{where}, y")
     y_test = None if found.get("y_test") is None else _labels(found["y_test"], f"{where}, y_test")
     classes = _classes(found.get("classes"), np.concatenate([y, y[:0] if y_test is None else y_test]), where)
-    train = Examples(_pixels(found["x"], f"{where}, x"), y, classes)
+    train = Examples(_pixels(found["x"], f"{where}, x"), y, classes, _ids(found, ids, len(y), where))
     check(train, where)
     if y_test is None:
         return train, None
@@ -198,6 +236,20 @@ def _labels(values: ArrayLike, where: str) -> NDArray[np.int64]:
     if y.dtype.kind == "f":
         _first(~np.isfinite(y) | (y != np.trunc(y)), "a label is not an integer", where)
     return y.astype(np.int64)
+
+
+def _ids(found: Mapping[str, Any], name: str | None, n: int, where: str) -> NDArray[np.int64] | None:
+    """Every example's owner as a number, in the order of the sorted ids."""
+    if name is None:
+        return None
+    if found.get(name) is None:
+        raise DataError(f"the source says nothing of whose its examples are: there is no {name!r}", where=where)
+    values = np.asarray(found[name])
+    if values.dtype.kind not in "iuU" or values.shape != (n,):
+        raise DataError(f"{name!r} must be {n} whole numbers or texts, one an example", where=where)
+    if values.dtype.kind == "U":
+        _first(values == "", f"{name!r} is empty", where)
+    return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 
 def _classes(declared: Any, y: NDArray[np.int64], where: str) -> int:
