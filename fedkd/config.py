@@ -256,7 +256,9 @@ class Aggregate(Model):
         description="mean of probabilities; sum of one-hot votes, noised once; votes: noisy arg-max of each query "
         "(GNMax); auto: what the scenario's mechanism needs, for a deployed server mean",
     )
-    queries: int | None = Field(None, ge=1, description="proxy examples asked a round, in turn; none: all")
+    queries: int | None = Field(
+        None, ge=1, description="proxy examples asked a round, in turn, as far as there are so many; none: all"
+    )
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="votes: share of the clients that must agree before a query is answered (Confident-GNMax)"
     )
@@ -420,8 +422,6 @@ class Scenario(Federation):
             raise ValueError(f"the mechanism {self.privacy.mechanism!r} needs aggregate.kind: {needed}")
         if self.privacy.mechanism == "sum" and self.clients < FEWEST_IN_A_SUM:
             raise ValueError(f"the mechanism 'sum' needs {FEWEST_IN_A_SUM} clients at least: its noise drowns fewer")
-        if (self.aggregate.queries or 0) > self.proxy.size:
-            raise ValueError("aggregate.queries is more than the proxy set has (proxy.size)")
         return self
 
     @property

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkd.aggregate import RULES
-from fedkd.aggregate.rule import Central, Consensus, Rule
+from fedkd.aggregate.rule import Central, Rule
 from fedkd.config import Federation
+from fedkd.consensus import Consensus
 from fedkd.errors import WireError
 from fedkd.privacy.noise import NoiseSource, fresh_key, simulation_key
 from fedkd.rng import generator

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from fedkd.aggregate import sum as modular
 from fedkd.aggregate.denoise import denoised
-from fedkd.aggregate.rule import Central, Consensus
+from fedkd.aggregate.rule import Central
 from fedkd.aggregate.sum import ModularSum
 from fedkd.aggregate.votes import confident_gnmax, gnmax
 from fedkd.config import Aggregate
+from fedkd.consensus import Consensus
 from fedkd.wire import Rows, check_votes
 
 

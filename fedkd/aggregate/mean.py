@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkd.aggregate.denoise import denoised
-from fedkd.aggregate.rule import Central, Consensus
+from fedkd.aggregate.rule import Central
 from fedkd.config import Aggregate
+from fedkd.consensus import Consensus
 from fedkd.privacy.costs import GRID
 from fedkd.wire import Rows, check_noised, check_rows
 

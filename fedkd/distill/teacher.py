@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedkd.aggregate.rule import Consensus
 from fedkd.config import Teacher as TeacherConfig
+from fedkd.consensus import Consensus
 from fedkd.distill.losses import Objective, SoftLabels, cross_entropy, soften
 from fedkd.distill.model import Model, ProxyView
 from fedkd.distill.trainer import Distillation, Labelled, fit, logits
