@@ -75,7 +75,7 @@ def test_exported_ledgers_reproduce_the_reported_epsilon(federation: Path) -> No
             )
             accountant.compose(dp_event.SelfComposedDpEvent(one, event["steps"]))
         shown = report["clients"][client]
-        assert accountant.get_epsilon(shown["delta"]) == pytest.approx(shown["epsilon"]["example"], abs=2e-3)
+        assert accountant.get_epsilon(shown["delta"]) == pytest.approx(shown["spent"]["example"]["epsilon"], abs=2e-3)
 
 
 def test_processes_give_the_bytes_of_the_simulation(federation: Path, tmp_path: Path) -> None:
