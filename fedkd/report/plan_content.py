@@ -111,21 +111,19 @@ def _round(plan: Plan) -> str:
 
 
 def _noise(plan: Plan) -> Iterator[str]:
-    """Over the sensitivity, then in the units of what is released, beside what it has to be compared with."""
-    schedule, z = plan.schedule, plan.noise
-    *tests, last = schedule.cost.parts
-    sigma = z * last.scale * (last.sensitivity or 0.0)
-    if schedule.mechanism == "votes":
-        yield f"{show(z)} votes on every count{_of_votes(schedule)}"
-        yield from (f"{show(z * test.scale)} votes in the threshold test of every query" for test in tests)
-        return
-    yield f"noise multiplier {show(z)}: standard deviation of the noise over the sensitivity"
+    """Over the sensitivity, and in the units of what is released, beside what it has to be compared with."""
+    schedule = plan.schedule
+    parts = schedule.cost.events(plan.noise)
+    named = " (threshold test), ".join(show(event.noise_multiplier) for event in parts)
+    yield f"{named}: standard deviation of the noise over the sensitivity"
     if schedule.mechanism == "dp_sgd":
-        yield f"sigma = {show(z)} C on the sum of gradients clipped to C{_of_batch(plan)}"
-    elif schedule.mechanism == "sum":
-        yield f"sigma = {sigma:.3g} votes on every count{_of_votes(schedule)}"
-    else:
+        yield f"sigma = {show(plan.noise)} C on the sum of gradients clipped to C{_of_batch(plan)}"
+        return
+    sigma = math.sqrt(schedule.cost.variances(plan.noise)[-1])
+    if schedule.mechanism == "gaussian":
         yield f"sigma = {sigma / GRID:.3g} on every probability of every answer{_of_clients(schedule, sigma / GRID)}"
+    else:
+        yield f"sigma = {sigma:.3g} votes on every count{_of_votes(schedule)}"
 
 
 def _of_votes(schedule: Schedule) -> str:

@@ -148,14 +148,17 @@ def plan(schedule: Schedule, epsilon: float | None, noise: float | None, rounds:
     """
     _check(schedule, epsilon, noise)
     if epsilon is not None and rounds is not None and noise is None:
-        noise = schedule.noise(epsilon, rounds)
-        return Plan(schedule, "noise", schedule.epsilon(noise, rounds), noise, rounds)
+        return _found(schedule, "noise", schedule.noise(epsilon, rounds), rounds)
     if noise is not None and rounds is not None and epsilon is None:
-        return Plan(schedule, "epsilon", schedule.epsilon(noise, rounds), noise, rounds)
+        return _found(schedule, "epsilon", noise, rounds)
     if noise is not None and epsilon is not None and rounds is None:
-        rounds = schedule.rounds(epsilon, noise)
-        return Plan(schedule, "rounds", schedule.epsilon(noise, rounds), noise, rounds)
+        return _found(schedule, "rounds", noise, schedule.rounds(epsilon, noise))
     raise ConfigError("two of epsilon, noise and rounds give the third", fix="give two of --epsilon, --noise, --rounds")
+
+
+def _found(schedule: Schedule, asked: str, noise: float, rounds: int) -> Plan:
+    schedule.cost.variances(noise)  # refuses noise that cannot be drawn exactly
+    return Plan(schedule, asked, schedule.epsilon(noise, rounds), noise, rounds)
 
 
 def what_if(found: Plan) -> dict[str, list[tuple[float, float]]]:

@@ -108,6 +108,7 @@ def test_just_one_of_the_three_is_worked_out(known: tuple[Any, ...]) -> None:
         (Schedule(delta=0.0), (3.0, None, 1), "delta"),
         (Schedule(steps=1, sample_rate=1e-6), (3.0, None, 1), "any noise would do"),
         (Schedule("sum", clients=10), (3.0, None, 1), "fewer than 20 clients"),
+        (Schedule("gaussian", answers=100_000), (None, 1000.0, 1), "more than is drawn exactly"),
     ],
 )
 def test_an_impossible_plan_is_refused(schedule: Schedule, known: tuple[Any, ...], message: str) -> None:
