@@ -91,7 +91,7 @@ def _column(unit: Unit, clients: Collection[Client], used: Collection[str]) -> C
 
 def _client(name: str, export: LedgerExport, delta: float | None, provenance: Mapping[str, str], points: int) -> Client:
     records, contracts = list(export.get("events", ())), list(export.get("contracts", ()))
-    limits = _limits(export.get("policy"), contracts)
+    limits = limits_of(export.get("policy"), contracts)
     delta = (limits.delta or DEFAULT_DELTA) if delta is None else delta
     account = Account.of(name, records, contracts, delta)
     noise = _noise(export, contracts)
@@ -111,7 +111,7 @@ def _client(name: str, export: LedgerExport, delta: float | None, provenance: Ma
     )
 
 
-def _limits(policy: Mapping[str, Any] | None, contracts: Sequence[Mapping[str, Any]]) -> Limits:
+def limits_of(policy: Mapping[str, Any] | None, contracts: Sequence[Mapping[str, Any]]) -> Limits:
     """The policy's where it is known, else the newest contract's."""
     given: Mapping[str, Any] = policy or (contracts[-1]["limits"] if contracts else {})
     whole = given.get("unit") == "client"
