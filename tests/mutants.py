@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PURE = ("tests/unit/test_discrete.py", "tests/property/test_integers.py", "tests/property/test_sum.py")
 COPIED = (
-    *("fedkd", "client", "server", "simulations", "tests/guards", "tests/distill", "pyproject.toml"),
+    *("fedkd", "client", "server", "simulations", "tests/guards", "tests/distill", "tests/data", "pyproject.toml"),
     *("tests/__init__.py", "tests/builders.py", "tests/conftest.py", "tests/golden/test_pate.py", *PURE),
 )
 SLOW_IMPORTS = (
@@ -35,6 +35,7 @@ SLOW_IMPORTS = (
     "hypothesis",
     "pydantic",
 )
+ENCODING, TABLES, IMAGES = (f"tests/data/test_{name}.py" for name in ("encoding", "tables", "images"))
 SGD, LEDGER, RELEASE = (f"tests/guards/test_{name}.py" for name in ("dp_sgd", "ledger", "release"))
 
 
@@ -218,6 +219,15 @@ MUTANTS = (
     _m("exception out of the agent", AGENT, "        except (Exception, SystemExit):  # user", "        except ValueError:  # user", RELEASE, "test_each_request_is_refused_with_its_own_word", "test_noise_on_the_line_is_refused"),
     _m("every traceback on the console", AGENT, "        self._failed = True\n", "", RELEASE, "test_the_console_has_the_first_traceback_and_then_a_line"),
     _m("sums in floating point", "fedkd/aggregate/mean.py", "fixed = np.rint(rows.astype(np.float64) * SCALE).astype(np.int64)", "fixed = rows.astype(np.float64)", RELEASE, "test_answers_in_any_order_give_the_same_bytes"),
+    # -- what turns cells into inputs
+    _m("scales fitted on private rows", "simulations/split.py", "encoding.fitted(data, train.x[parts.proxy])", "encoding.fitted(data, train.x)", ENCODING, "test_no_private_row_changes_the_proxy_set_or_its_encoding"),
+    _m("rows of a client not scaled by the proxy set", "client/learner.py", "sources.load(data, base)", "sources.load(self._config.data, base)", ENCODING, "test_a_deployed_client_encodes_by_the_proxy_set"),
+    _m("numeric columns that nobody scaled", "fedkd/data/encoding.py", "if not column.categories and column.mean is None:", "if False:", ENCODING, "test_private_rows_never_scale_themselves"),
+    _m("labels in another order", "fedkd/data/encoding.py", "if data.labels and labels and data.labels != labels:", "if False:", ENCODING, "test_a_client_with_another_encoding_does_not_start"),
+    _m("categories in another order", "fedkd/data/encoding.py", "if own.categories != known.categories:", "if False:", ENCODING, "test_a_client_with_another_encoding_does_not_start"),
+    _m("columns in another order", "fedkd/data/encoding.py", "if names != known:", "if False:", ENCODING, "test_a_client_with_another_encoding_does_not_start"),
+    _m("lists that grow with the rows", "fedkd/data/tables.py", "        if str(cell) not in number:\n", "        number.setdefault(str(cell), len(number))\n        if False:\n", TABLES, "test_a_faulty_table_names_file_line_and_column"),
+    _m("labels that grow with the folders", "fedkd/data/images.py", "sorted(present - set(data.labels))", "()", IMAGES, "test_what_does_not_belong_is_named"),
 )
 # fmt: on
 
