@@ -30,10 +30,17 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER as NODE_KEY_HEADER
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedkd.errors import WireError
+from fedkd.errors import ConfigError, WireError
+
+__all__ = [
+    "NODE_KEY_HEADER", "Failure", "FailureCode", "LocalGrid", "Service", "environment", "exchange", "failure_reply",
+    "free_port", "has_ended", "host_and_port", "interrupted_by_sigterm", "is_loopback", "lifetime_of", "listen",
+    "node_ids", "payload_of", "reply_with", "spawn", "stop_group",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -384,6 +391,31 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of ``host:port``, where an IPv6 address may stand in brackets. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError("the address is not host:port", where=address, fix="for example: 127.0.0.1:8000")
+    return host.strip("[]"), int(port)
+
+
+def listen(address: str) -> socket.socket:
+    """A TCP socket that is bound to the address and not yet listening. Raises ConfigError if the address is taken."""
+    host, port = host_and_port(address)
+    opened = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        opened.bind((host, port))
+    except OSError as error:
+        opened.close()
+        raise ConfigError(
+            f"the server's address is taken, or not this machine's: {error.strerror}",
+            where=address,
+            fix="stop the other server, or change the address",
+        ) from error
+    return opened
+
+
 def is_loopback(address: str) -> bool:
     """Whether ``host:port`` stays on this machine, judged without asking a name server."""
     host = address.rpartition(":")[0].strip("[]")
@@ -415,14 +447,15 @@ class Service:
     """A command that is kept running in a process group of its own until it is stopped.
 
     ``command`` is asked anew at each start, so that a port taken in the meantime can be left. Restarts wait 1, 2, 4,
-    ... ``longest_pause`` seconds; a process that has lived that long starts again without delay.
+    ... ``longest_pause`` seconds; a process that has lived that long starts again without delay. ``explain`` makes
+    a reason out of the log's last lines; what it finds is told with the restart.
     """
 
     def __init__(
         self, name: str, command: Callable[[], Sequence[str]], env: Mapping[str, str], log: Path,
-        longest_pause: float = 30.0,
+        longest_pause: float = 30.0, explain: Callable[[str], str] = lambda tail: "",
     ) -> None:  # fmt: skip
-        self.name, self.log = name, log
+        self.name, self.log, self._explain = name, log, explain
         self._command, self._env, self._longest_pause = command, dict(env), longest_pause
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep_running, name=name, daemon=True)
@@ -466,14 +499,25 @@ class Service:
             if self._stopping.is_set():
                 return
             pause = 1.0 if time.monotonic() - born > self._longest_pause else pause
+            reason = self._explain(_tail(self.log)) or f"see {self.log}"
             _log.warning(
-                "%s ended with code %d; starting it again in %.0f s, see %s",
-                *(self.name, process.returncode, pause, self.log),
+                "%s ended with code %d; starting it again in %.0f s: %s",
+                *(self.name, process.returncode, pause, reason),
             )
             if self._stopping.wait(pause):
                 return
             pause = min(2 * pause, self._longest_pause)
             self._launch()
+
+
+def _tail(log: Path, length: int = 4000) -> str:
+    """The end of a log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - length))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def spawn(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
+from fedkd import logs
 from fedkd.config import ServerConfig, load
-from fedkd.errors import FedkdError
+from fedkd.errors import ConfigError, FedkdError
 from server import supervise
 
+_log = logging.getLogger(__name__)
 
-def run(path: Path) -> None:
+
+def run(path: Path, log: logs.Form = "text") -> None:
     """Run one federation to its end. Raises FedkdError when it fails; run it again to resume."""
+    logs.configure(log, sys.stdout)
     config = load(ServerConfig, path)
     out = path.resolve().parent / config.out
-    processes = supervise.ServerProcesses(home=out / "flower", app_config=path.resolve(), address=config.address)
-    print(f"server on {config.address}, waiting for {config.clients} clients", flush=True)
-    status = supervise.run(processes, on_line=lambda line: print(line, flush=True))
+    processes = supervise.ServerProcesses(
+        home=out / "flower", app_config=path.resolve(), address=config.address, identity=_identity(config, path)
+    )
+    _log.info("server on %s, waiting for %d clients", config.address, config.clients)
+    status = supervise.run(processes, on_line=_log.info)
     if status != supervise.COMPLETED:
         raise FedkdError(
             f"the run ended as {status}",
             where=str(out),
             fix="the lines above say why; the same command goes on from the last checkpoint",
         )
-    print(f"done: {out / 'teacher.safetensors'}, {out / 'metrics.jsonl'}", flush=True)
+    _log.info("done: %s, %s", out / "teacher.safetensors", out / "metrics.jsonl")
+
+
+def _identity(config: ServerConfig, path: Path) -> supervise.Identity | None:
+    if (config.tls is None) != (config.nodes is None):
+        raise ConfigError(
+            "'tls' and 'nodes' need each other: relays prove who they are over an encrypted connection only",
+            where=str(path),
+            fix="give both ('fedkd certs' makes them), or neither on 127.0.0.1",
+        )
+    if config.tls is None or config.nodes is None:
+        return None
+    base = path.resolve().parent
+    return supervise.Identity(base / config.tls.certificate, base / config.tls.key, base / config.nodes)
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ import pytest
 
 from client.channel import MAX_MESSAGE_BYTES, channel_for
 from client.service import serve
-from client.supervise import RelayConfig, start_relay
+from client.supervise import RelayProcess, start_relay
 from fedkd.errors import ConfigError
 from fedkd.flower import Service
 from server import bundle, supervise
@@ -200,13 +200,13 @@ def test_an_agent_listens_on_unix_sockets_alone(address: str) -> None:
 @pytest.mark.parametrize("superlink", ["192.0.2.1:8000", "server.example:8000", "127.0.0.1.example:8000"])
 def test_a_relay_talks_in_the_clear_to_this_machine_alone(folder: Path, superlink: str) -> None:
     with pytest.raises(ConfigError, match="encrypted"):
-        start_relay(RelayConfig(superlink, f"unix:{folder}/agent.sock", folder / "relay"))
+        start_relay(RelayProcess(superlink, f"unix:{folder}/agent.sock", folder / "relay"))
 
 
 @pytest.mark.parametrize("agent", ["local:name", 'unix:/a" data="b', "unix:relative"])
 def test_nothing_but_the_agents_address_reaches_the_relay(folder: Path, agent: str) -> None:
     with pytest.raises(ConfigError, match="agent"):
-        start_relay(RelayConfig("127.0.0.1:8000", agent, folder / "relay"))
+        start_relay(RelayProcess("127.0.0.1:8000", agent, folder / "relay"))
 
 
 def test_a_server_listens_in_the_clear_on_this_machine_alone(folder: Path) -> None:
@@ -278,7 +278,7 @@ def test_a_run_survives_the_death_of_a_relay(
     relays = []
     for name in ("a", "b"):
         agents(f"unix:{folder}/{name}.sock", echo)
-        relays.append(start_relay(RelayConfig(processes.address, f"unix:{folder}/{name}.sock", folder / name)))
+        relays.append(start_relay(RelayProcess(processes.address, f"unix:{folder}/{name}.sock", folder / name)))
     victim = relays[0].pid
     assert victim is not None
     assert eventually(lambda: b"FLWR_HOME" in Path(f"/proc/{victim}/environ").read_bytes())
