@@ -20,7 +20,7 @@ from client.supervise import RelayProcess, start_relay
 from fedkd import logs
 from fedkd.config import ClientConfig, RelayConfig, load
 from fedkd.errors import ConfigError, FedkdError
-from fedkd.flower import interrupted_by_sigterm
+from fedkd.processes import interrupted_by_sigterm
 
 _log = logging.getLogger(__name__)
 

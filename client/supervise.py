@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedkd.errors import ConfigError
-from fedkd.flower import Service, environment, free_port, host_and_port, is_loopback
+from fedkd.processes import Service, claim, environment, free_port, host_and_port, is_loopback
 from fedkd.trust import check_authority, check_node_key, probe
 
 # The relay runs code that the server ships: of this process's environment, where credentials and paths to data are
@@ -42,9 +42,13 @@ def start_relay(config: RelayProcess) -> Service:
     """
     _check(config)
     home = config.home.absolute()
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     service = Service(
-        "relay", lambda: _command(config), environment(home, _INHERITED), home / "supernode.log", explain=explain
+        "relay",
+        lambda: _command(config),
+        environment(home, _INHERITED),
+        home / "supernode.log",
+        explain=explain,
+        claimed=claim(home),
     )
     service.start()
     return service

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fedkd.errors import FedkdError
-from fedkd.flower import environment, stop_group
+from fedkd.processes import environment, stop_group
 
 _log = logging.getLogger(__name__)
 

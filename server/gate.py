@@ -30,7 +30,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from fedkd.errors import FedkdError
-from fedkd.flower import NODE_KEY_HEADER, listen
+from fedkd.flower import NODE_KEY_HEADER
+from fedkd.processes import listen
 from fedkd.trust import fingerprint
 
 _log = logging.getLogger(__name__)

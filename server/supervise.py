@@ -20,7 +20,16 @@ from pathlib import Path
 
 from fedkd.certificates import issue
 from fedkd.errors import ConfigError, FedkdError
-from fedkd.flower import Service, environment, free_port, host_and_port, interrupted_by_sigterm, is_loopback, listen
+from fedkd.processes import (
+    Service,
+    claim,
+    environment,
+    free_port,
+    host_and_port,
+    interrupted_by_sigterm,
+    is_loopback,
+    listen,
+)
 from fedkd.state import write_atomic
 from fedkd.trust import check_server, expiring, node_keys
 from server import bundle, nodes
@@ -80,13 +89,14 @@ def run(config: ServerProcesses, on_line: Callable[[str], None] = print, app: Pa
 def running(config: ServerProcesses) -> Iterator[SuperLink]:
     """The SuperLink, up and answering, with SuperExec and (with an identity) gate; all are stopped at the end."""
     _check(config)
-    config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     database = config.home.absolute() / "superlink.db"
-    new = not database.exists()
-    superlink = _plain(config) if config.identity is None else _behind_gate(config)
-    superlink.remember()
-    write_atomic(_secret(config), secrets.token_bytes(32), mode=0o600)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(claim(config.home))
+        listen(config.address).close()
+        new = not database.exists()
+        superlink = _plain(config) if config.identity is None else _behind_gate(config)
+        superlink.remember()
+        write_atomic(_secret(config), secrets.token_bytes(32), mode=0o600)
         service = _superlink(config, superlink, database)
         stack.callback(service.stop)
         service.start()
@@ -199,4 +209,3 @@ def _check(config: ServerProcesses) -> None:
             where=config.address,
             fix="give 'tls' and 'nodes' ('fedkd certs' makes them), or listen on 127.0.0.1",
         )
-    listen(config.address).close()

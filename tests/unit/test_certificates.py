@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key, lo
 from fedkd import certificates, trust
 from fedkd.certificates import issue
 from fedkd.errors import ConfigError
-from fedkd.flower import free_port, listen
+from fedkd.processes import free_port, listen
 
 Fedkd = Callable[..., tuple[int, str, str]]
 
