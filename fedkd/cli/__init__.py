@@ -36,9 +36,9 @@ def root(
 
 def main() -> None:
     """Run a command; an error that the user can mend is told in three lines, without a traceback."""
-    from fedkd.cli import data, inspect, processes, proxy, security, simulate
+    from fedkd.cli import data, doctor, inspect, processes, proxy, security, simulate
 
-    for module in (simulate, processes, security, proxy, data, inspect):
+    for module in (simulate, processes, security, doctor, proxy, data, inspect):
         module.register(app)
     try:
         app()

@@ -93,7 +93,7 @@ def test_the_server_has_written_its_run(federation: Path) -> None:
 
 def test_logs_are_json_where_asked_for_and_hold_no_secret(federation: Path) -> None:
     client = federation / "clients/client-1"
-    lines = [json.loads(line) for line in (client / "fedkd.log").read_text().splitlines()]
+    lines = [json.loads(line) for line in (client / "client.log").read_text().splitlines()]
     assert {"info", "warning"} == {line["level"] for line in lines}
     assert "agent and relay run as one user" in " ".join(line["message"] for line in lines)
     logs = [path.read_bytes() for path in federation.rglob("*.log")]
