@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -456,6 +457,8 @@ class ServerConfig(Federation):
     address: str = Field("127.0.0.1:8000", description="host:port on which relays are served")
     tls: ServerTls | None = Field(None, description="needed unless address is on the loopback interface")
     nodes: str | None = Field(None, description="folder of the clients' public node keys; needed with tls")
+    superlink: str | None = Field(None, description="host:port of a SuperLink that runs already; then none is started")
+    superlink_ca: str | None = Field(None, description="PEM file of the authority that signed its certificate")
     round_timeout: Positive = Field(600.0, description="seconds a round waits for answers")
     join_timeout: Positive = Field(600.0, description="seconds to wait for clients before the first round")
 
@@ -503,6 +506,12 @@ KINDS: dict[str, type[Model]] = {
 }
 
 M = TypeVar("M", bound=Model)
+
+
+def default_simulation(run_id: int) -> Path:
+    """Where Flower's simulation runtime finds the server's configuration of a run that names none."""
+    home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+    return home / "fedkd" / f"run-{run_id}" / "server.yaml"
 
 
 def load(kind: type[M], path: Path | None, overrides: Sequence[str] = ()) -> M:

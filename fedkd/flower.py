@@ -27,8 +27,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedkd.errors import WireError
 
 __all__ = [
-    "NODE_KEY_HEADER", "Failure", "FailureCode", "LocalGrid", "exchange", "failure_reply", "lifetime_of", "node_ids",
-    "payload_of", "reply_with",
+    "NODE_KEY_HEADER", "Failure", "FailureCode", "LocalGrid", "exchange", "failure_reply", "is_simulation",
+    "lifetime_of", "node_ids", "payload_of", "reply_with",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -127,6 +127,13 @@ def node_ids(grid: Grid, minimum: int, timeout: float) -> list[int]:
         if len(nodes) >= minimum or remaining <= 0:
             return nodes
         time.sleep(min(_POLL_SECONDS, remaining))
+
+
+def is_simulation(grid: Grid) -> bool:
+    """Whether the nodes are Flower's simulated ones, on this machine."""
+    from flwr.superlink.grid import InMemoryGrid  # brings a database, which the relay can do without
+
+    return isinstance(grid, InMemoryGrid)
 
 
 def _instruction(node: int, action: str, payload: bytes, timeout: float | None) -> Message:

@@ -19,11 +19,9 @@ def run(path: Path, log: logs.Form = "text") -> None:
     logs.configure(log, sys.stdout)
     config = load(ServerConfig, path)
     out = path.resolve().parent / config.out
-    processes = supervise.ServerProcesses(
-        home=out / "flower", app_config=path.resolve(), address=config.address, identity=_identity(config, path)
-    )
-    _log.info("server on %s, waiting for %d clients", config.address, config.clients)
-    status = supervise.run(processes, on_line=_log.info)
+    where = config.address if config.superlink is None else f"the SuperLink at {config.superlink}"
+    _log.info("server on %s, waiting for %d clients", where, config.clients)
+    status = supervise.run(_processes(config, path, out / "flower"), on_line=_log.info)
     if status != supervise.COMPLETED:
         raise FedkdError(
             f"the run ended as {status}",
@@ -31,6 +29,13 @@ def run(path: Path, log: logs.Form = "text") -> None:
             fix="the lines above say why; the same command goes on from the last checkpoint",
         )
     _log.info("done: %s, %s", out / "teacher.safetensors", out / "metrics.jsonl")
+
+
+def _processes(config: ServerConfig, path: Path, home: Path) -> supervise.ServerProcesses | supervise.Attached:
+    if config.superlink is None:
+        return supervise.ServerProcesses(home, path.resolve(), config.address, _identity(config, path))
+    authority = path.resolve().parent / config.superlink_ca if config.superlink_ca else None
+    return supervise.Attached(home, path.resolve(), config.superlink, authority)
 
 
 def _identity(config: ServerConfig, path: Path) -> supervise.Identity | None:

@@ -36,7 +36,17 @@ from server import bundle, nodes
 from server.commands import COMPLETED, FINISHED, SuperLink
 from server.gate import Gate, Upstream
 
-__all__ = ["COMPLETED", "FINISHED", "Identity", "ServerProcesses", "follow", "free_address", "run", "running"]
+__all__ = [
+    "COMPLETED",
+    "FINISHED",
+    "Attached",
+    "Identity",
+    "ServerProcesses",
+    "follow",
+    "free_address",
+    "run",
+    "running",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -69,13 +79,27 @@ class ServerProcesses:
     identity: Identity | None = None
 
 
-def run(config: ServerProcesses, on_line: Callable[[str], None] = print, app: Path | None = None) -> str:
+@dataclass(frozen=True)
+class Attached:
+    """A SuperLink that runs already, at host:port, with its own SuperExec on this machine, which reads ``app_config``.
+    Without ``authority`` the connection is not encrypted, so that only the loopback interface is accepted."""
+
+    home: Path
+    app_config: Path
+    superlink: str
+    authority: Path | None = None
+
+
+def run(
+    config: ServerProcesses | Attached, on_line: Callable[[str], None] = print, app: Path | None = None
+) -> str:  # fmt: skip
     """Run the federation once and return Flower's status of the run: ``finished:completed``, ``:failed``, ``:stopped``.
 
     ``on_line`` gets the ServerApp's log line by line. ``app`` is a staged app; without it the installed code is
     staged. SIGTERM and Ctrl-C stop the run and every process, and leave as KeyboardInterrupt.
     """
-    with interrupted_by_sigterm(), running(config) as superlink:
+    around = running(config) if isinstance(config, ServerProcesses) else attached(config)
+    with interrupted_by_sigterm(), around as superlink:
         staged = app or bundle.stage(config.home / "app" / "fedkd")
         run_id = superlink.submit(staged, config.app_config)
         try:
@@ -110,6 +134,19 @@ def running(config: ServerProcesses) -> Iterator[SuperLink]:
         executor = _superexec(config, superlink)
         stack.callback(executor.stop)
         executor.start()
+        yield superlink
+
+
+@contextlib.contextmanager
+def attached(config: Attached) -> Iterator[SuperLink]:
+    """Somebody else's SuperLink. Nothing is started but the run, and nothing but the run is stopped."""
+    if config.authority is None and not is_loopback(config.superlink):
+        raise ConfigError(
+            "the app would be sent in the clear", where=config.superlink, fix="give 'superlink_ca', its authority"
+        )
+    with claim(config.home):
+        superlink = SuperLink(config.home, config.superlink, config.authority)
+        superlink.remember()
         yield superlink
 
 

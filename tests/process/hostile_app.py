@@ -98,18 +98,18 @@ def asked(address: str, orders: dict[str, Any]) -> dict[str, Any]:
         if isinstance(answer, wire.Answers):
             released.setdefault(f"{answer.run} {answer.round}", set()).add(reply.hex())
 
-    for run in RUNS:
-        call("agree", offer(orders, run))
+    call("agree", offer(orders, RUNS[0]))
+    for _ in range(1000):
+        call("answer", plan(orders, RUNS[0], 1))
     for payload in malformed(orders):
         for method in METHODS:
             call(method, payload)
-    for number in range(1000):
-        call("answer", plan(orders, RUNS[0], 1))  # the same thing a thousand times
-        if number < 50:
-            call("answer", plan(orders, RUNS[number % 3], number + 1))
-            call("answer", plan(orders, RUNS[0], 1, temperature=1.0 + number))
-            call("agree", offer(orders, f"new-{number}", rounds=number % 5 + 1))
-            call("answer", plan(orders, f"new-{number}", 1))
+    for number in range(50):
+        call("answer", plan(orders, RUNS[0], 1, temperature=2.0 + number))
+        call("answer", plan(orders, RUNS[number % 3], number + 1))
+        call("agree", offer(orders, RUNS[number % 3], rounds=number % 5 + 1))
+        call("agree", offer(orders, f"new-{number}"))
+        call("answer", plan(orders, f"new-{number}", 1))
     return {
         "replies": dict(kinds),
         "fields": sorted(fields),
