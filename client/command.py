@@ -11,10 +11,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
-from client.agent import Agent
 from client.service import serve
 from client.supervise import RelayProcess, start_relay
 from fedkd import logs
@@ -22,11 +22,14 @@ from fedkd.config import ClientConfig, RelayConfig, load
 from fedkd.errors import ConfigError, FedkdError
 from fedkd.processes import interrupted_by_sigterm
 
+if TYPE_CHECKING:
+    from client.agent import Agent  # brings torch, which a relay has no use for
+
 _log = logging.getLogger(__name__)
 
 LONGEST_SOCKET_PATH = 90  # bytes; the system's limit is a little over a hundred
 ONE_USER = (
-    "agent and relay run as one user, so that code which the server ships could read the private data: fine for "
+    "agent and relay run as one user, and code that the server ships could read the private data: fine for "
     "development; in production start 'fedkd agent' and 'fedkd relay' as two users"
 )
 
@@ -52,7 +55,7 @@ def agent(path: Path, log: logs.Form = "text") -> None:
     with _until_stopped(), _agent(path) as (opened, address):
         _log.info("client %s: the agent answers on %s; %s", opened.name, address, _terms(opened))
         if opened.config.socket_group is None:
-            _log.warning("no 'socket_group': a relay can only connect as the agent's own user, and then %s", ONE_USER)
+            _log.warning("there is no 'socket_group', so that the relay must be the same user: %s", ONE_USER)
         _wait()
 
 
@@ -90,6 +93,8 @@ def shares_user(socket: Path) -> bool:
 def _agent(path: Path) -> Iterator[tuple[Agent, str]]:
     """An agent that answers on its address."""
     import torch
+
+    from client.agent import Agent
 
     torch.set_num_threads(1)  # the same bytes on every machine, and as in a simulation
     config, base = load(ClientConfig, path), path.resolve().parent
