@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -430,6 +431,19 @@ class Scenario(Federation):
         return self.aggregate.model_copy(update={"kind": AGGREGATES[self.privacy.mechanism]})
 
 
+class ServerTls(Model):
+    """What the server shows to relays."""
+
+    certificate: str = Field(description="PEM file; 'fedkd certs' makes one")
+    key: str = Field(description="its private key, readable by its owner alone")
+
+
+class RelayTls(Model):
+    """Whom a relay trusts."""
+
+    ca: str = Field(description="PEM file of the authority that signed the server's certificate")
+
+
 class ServerConfig(Federation):
     """A deployed server. Paths are relative to the file."""
 
@@ -440,7 +454,11 @@ class ServerConfig(Federation):
     out: str = Field("run", description="run directory")
     code: str = Field(".", description="folder in which a teacher given as module:Class is looked for")
     test: Data | None = Field(None, description="public labelled examples on which the teacher is tested")
-    address: str = Field("127.0.0.1:8000", description="host:port of the SuperLink")
+    address: str = Field("127.0.0.1:8000", description="host:port on which relays are served")
+    tls: ServerTls | None = Field(None, description="needed unless address is on the loopback interface")
+    nodes: str | None = Field(None, description="folder of the clients' public node keys; needed with tls")
+    superlink: str | None = Field(None, description="host:port of a SuperLink that runs already; then none is started")
+    superlink_ca: str | None = Field(None, description="PEM file of the authority that signed its certificate")
     round_timeout: Positive = Field(600.0, description="seconds a round waits for answers")
     join_timeout: Positive = Field(600.0, description="seconds to wait for clients before the first round")
 
@@ -462,17 +480,38 @@ class ClientConfig(Model):
     code: str = Field(".", description="folder in which a student given as module:Class is looked for")
     training: Training = Training()
     seed: int = Field(0, ge=0, lt=2**63, description="initial weights and batch order; never the noise")
-    address: str = Field("127.0.0.1:8000", description="host:port of the server's SuperLink")
+    address: str = Field("127.0.0.1:8000", description="host:port of the server")
+    tls: RelayTls | None = Field(None, description="needed unless address is on the loopback interface")
+    node_key: str | None = Field(None, description="private key by which the server knows this client's relay")
+    socket: str | None = Field(None, description="where the agent answers; default agent.sock in the state folder")
+    socket_group: str | None = Field(None, description="group whose members may connect: the relay's user")
+
+
+class RelayConfig(Model):
+    """A relay that runs apart from its agent: all that it may know. Paths are relative to the file."""
+
+    address: str = Field("127.0.0.1:8000", description="host:port of the server")
+    socket: str = Field(description="where the agent answers")
+    home: str = Field("relay", description="folder of logs and of the app that the server ships")
+    tls: RelayTls | None = Field(None, description="needed unless address is on the loopback interface")
+    node_key: str | None = Field(None, description="private key by which the server knows this client's relay")
 
 
 KINDS: dict[str, type[Model]] = {
     "scenario": Scenario,
     "server": ServerConfig,
     "client": ClientConfig,
+    "relay": RelayConfig,
     "policy": Policy,
 }
 
 M = TypeVar("M", bound=Model)
+
+
+def default_simulation(run_id: int) -> Path:
+    """Where Flower's simulation runtime finds the server's configuration of a run that names none."""
+    home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+    return home / "fedkd" / f"run-{run_id}" / "server.yaml"
 
 
 def load(kind: type[M], path: Path | None, overrides: Sequence[str] = ()) -> M:

@@ -24,6 +24,7 @@ from fedkd.distill.trainer import Labelled, accuracy
 from fedkd.errors import ClientFailure, FedkdError, WireError
 from fedkd.flower import Failure, exchange, node_ids
 from fedkd.wire import Agreement, Answers, Code, Hello, Learned, Plan, Refusal
+from server import nodes
 from server.run import Heads, Row, RunDirectory
 
 Tell = Callable[[str], None]
@@ -46,6 +47,7 @@ class Setting:
     heads: Callable[[], Mapping[str, str]] = dict  # of the clients' ledgers, as earlier runs have seen them
     keep_heads: Callable[[Mapping[str, str]], None] = lambda heads: None
     code: Path = field(default_factory=Path.cwd)  # where a user's own teacher is looked for
+    registered: Mapping[int, str] = field(default_factory=dict)  # node -> the client whose key the relay has shown
 
 
 @dataclass
@@ -219,6 +221,10 @@ class Loop:
         if client in self._nodes.values():
             tally.failed[f"node {node}"] = f"says it is {client}, who is already here"
             return
+        owner = self._setting.registered.get(node, client)
+        if client != owner:
+            tally.failed[f"node {node}"] = f"says it is {client}, with the node key of {owner}"
+            return
         self._nodes[node] = client
 
     def _agrees(self, client: str, reply: bytes | Failure, tally: Tally) -> bool:
@@ -344,6 +350,7 @@ def serve(grid: Grid, config_path: str) -> None:
         heads=heads.load,
         keep_heads=heads.save,
         code=base / config.code,
+        registered=nodes.names(base / config.out / "flower") if config.nodes else {},
     )
     try:
         Loop(grid, setting, view, run, test_examples(config, base, view.proxy)).run()

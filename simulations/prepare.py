@@ -109,6 +109,7 @@ def _write_client(
     noise: Literal["os", "simulation"],
 ) -> None:
     folder = out / "clients" / name
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     privacy, student = scenario.privacy, scenario.students[index % len(scenario.students)]
     policy = Policy(
         **{

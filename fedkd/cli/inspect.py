@@ -22,6 +22,7 @@ LEDGER = Annotated[Path, typer.Argument(help="ledger.sqlite, a client's folder, 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("report")(report)
+    app.command("dashboard")(dashboard)
     app.command("predict")(predict)
     app.add_typer(ledger, name="ledger")
     app.add_typer(settings, name="config")
@@ -54,6 +55,19 @@ def report(
         print(text, end="")
     else:
         write_atomic(out, text.encode())
+
+
+def dashboard(
+    run: Annotated[Path, typer.Argument(help="run directory of a server or a simulation")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="on 127.0.0.1; 0: one that is free")] = 8080,
+) -> None:
+    """Show a run in the browser while it goes on. Only reads, and serves this machine alone. Ends with Ctrl-C."""
+    from fedkd.report.live.serve import Dashboard
+    from fedkd.report.live.snapshot import Run
+
+    with Dashboard(Run(run), port) as server:
+        print(f"{server.url} shows {run}; Ctrl-C ends it", flush=True)
+        server.serve_forever()
 
 
 @ledger.command("export")
