@@ -80,7 +80,7 @@ function show(run) {
   find("clients").hidden = !run.clients.length;
   fill(find("clients").tBodies[0], run.clients.map((one) => one.error
     ? [one.client, { text: one.error, bad: true }]
-    : [one.client, epsilon(one.epsilon), one.limit, one.delta, one.releases,
+    : [one.client, one.unit, epsilon(one.epsilon), one.limit ?? "none", one.delta, one.releases,
       one.noise === "os" ? "operating system" : { text: one.noise + ": NO guarantee", bad: true }]));
   find("fine").hidden = run.errors.length > 0;
   find("errors").replaceChildren(...run.errors.slice().reverse().map((text) => {
