@@ -143,9 +143,10 @@ MUTANTS = (
     _m("a client summed twice", "fedkd/aggregate/sum.py", "if client not in total.missing:", "if False:", SUM, "test_a_client_counts_once_and_only_if_it_is_on_the_roster"),
     _m("sum centred before its noise", "fedkd/aggregate/sum.py", "_centred((total.residues + noise.discrete_gaussian(total.residues.shape, variance)) % MODULUS)", "exact(total) + noise.discrete_gaussian(total.residues.shape, variance)", SUM, "test_noise_wraps_with_the_sum_it_is_added_to"),
     _m("sum without its noise", "fedkd/aggregate/sum.py", "(total.residues + noise.discrete_gaussian(total.residues.shape, variance))", "(total.residues.astype(np.int64))", SUM, "test_the_sum_is_the_sum_and_its_noise_is_that_of_one_draw"),
-    _m("a moved vote charged as one change", "fedkd/privacy/pate.py", 'return 2 if adjacency == "replace" else 1', "return 1", VOTES, "test_every_event_is_a_gaussian_with_its_own_sensitivity"),
-    _m("threshold test not charged", "fedkd/privacy/pate.py", "    if test_variance is not None:\n        steps.insert", "    if False:\n        steps.insert", VOTES, "test_what_votes_cost_whatever_they_are"),
-    _m("discrete noise charged at its own variance", "fedkd/privacy/discrete.py", "math.sqrt((variance - SMOOTHING) / squared_sensitivity)", "math.sqrt(variance / squared_sensitivity)", VOTES, "test_a_variance_is_never_charged_as_more_noise_than_it_is"),
+    _m("a moved vote charged as one change", "fedkd/privacy/costs.py", "Part(1 / math.sqrt(2), 1.0, q, 2)", "Part(1.0, 1.0, q, 1)", VOTES, "test_what_votes_cost_whatever_they_are"),
+    _m("threshold test not charged", "fedkd/privacy/costs.py", 'if offer.aggregate == "confident_votes" else ()', "if False else ()", VOTES, "test_a_query_is_charged_for_its_test_and_for_its_answer"),
+    _m("a moved vote noised as one change", "fedkd/privacy/costs.py", "Part(1 / math.sqrt(2), 1.0, q, 2)", "Part(1 / math.sqrt(2), 1.0, q, 1)", VOTES, "test_votes_carry_the_noise_they_are_charged_for"),
+    _m("discrete noise charged at its own variance", "fedkd/privacy/discrete.py", "* squared_sensitivity) + SMOOTHING", "* squared_sensitivity)", DISCRETE, "test_the_variance_is_the_smallest_that_may_be_charged_so"),
     # -- the schedule
     _m("sampling rate from the data", TRAINER, "noise.poisson(len(data.y), training.sample_rate)", "noise.poisson(len(data.y), min(1.0, 8 / max(1, len(data.y))))", SGD, SCHEDULE),
     _m("number of steps from the data", TRAINER, "for _ in range(training.steps):", "for _ in range(max(1, len(data.y))):", SGD, SCHEDULE),
