@@ -60,12 +60,13 @@ class Run:
     def _client(self, name: str, export: Any) -> dict[str, Any]:
         head = str(export["head"])
         if self._known.get(name, {}).get("head") != head:  # accounting takes a while, and is a function of the ledger
-            report = budget_report({name: export})["clients"][name]
+            report = budget_report({name: export}).record()["clients"][name]
             self._known[name] = {
                 "client": name,
                 "head": head,
-                "epsilon": report["epsilon"]["example"],
-                "limit": report["limit"]["epsilon"],
+                "spent": {
+                    unit: {key: told[key] for key in ("epsilon", "limit")} for unit, told in report["spent"].items()
+                },
                 "delta": report["delta"],
                 "releases": report["charged"]["released"],
                 "noise": report["noise"],
