@@ -58,8 +58,8 @@ def test_it_shows_what_the_run_has_written(page: Dashboard, run: Path) -> None:
     rows = [json.loads(line) for line in (run / "server/metrics.jsonl").read_text().splitlines()]
     assert shown["rounds"] == rows and shown["bytes_up"] == sum(row["bytes_up"] for row in rows)
     report = json.loads((run / "report.json").read_text())
-    assert {one["client"]: one["epsilon"] for one in shown["clients"]} == {
-        name: client["epsilon"]["example"] for name, client in report["clients"].items()
+    assert {one["client"]: one["spent"]["example"]["epsilon"] for one in shown["clients"]} == {
+        name: client["spent"]["example"]["epsilon"] for name, client in report["clients"].items()
     }
     assert {one["noise"] for one in shown["clients"]} == {"simulation"}
     assert shown["errors"] == [TOLD]

@@ -51,7 +51,7 @@ def test_server_and_client_run(project: Path, fedkd: Fedkd, capsys: pytest.Captu
     assert [row["answered"] for row in rows] == [1, 1, 1]
     code, out, _ = fedkd("report", project / "state", "--format", "json")
     [client] = json.loads(out)["clients"].values()
-    assert code == 0 and 2.5 < client["epsilon"]["example"] <= 3.0
+    assert code == 0 and 2.5 < client["spent"]["example"]["epsilon"] <= 3.0
 
 
 def test_nothing_is_overwritten(project: Path, fedkd: Fedkd) -> None:

@@ -197,6 +197,6 @@ def test_what_left_is_charged_and_within_the_policy(attack: Attack) -> None:
     [ledger] = collect.ledgers(attack.device).values()
     charged = {f"{event['run']} {event['round']}" for event in ledger["events"]}
     assert charged == set(attack.report["released"])
-    [client] = budget_report(collect.exports([attack.device]))["clients"].values()
-    assert 0 < client["epsilon"]["example"] <= EPSILON
+    [client] = budget_report(collect.exports([attack.device])).clients.values()
+    assert 0 < float(client.spent["example"].epsilon) <= EPSILON
     assert yaml.safe_load((attack.device / "policy.yaml").read_text())["epsilon"] == EPSILON

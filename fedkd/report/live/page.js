@@ -5,6 +5,11 @@ const find = (id) => document.getElementById(id);
 const percent = (value) => (value == null ? "–" : (100 * value).toFixed(1) + " %");
 const epsilon = (value) => (value === "inf" ? "∞" : Number(value).toFixed(3));
 
+/* A unit's own columns: the numbers of two units are never comparable. */
+function spent(told) {
+  return told ? [epsilon(told.epsilon), told.limit ?? "none"] : ["–", "–"];
+}
+
 function bytes(count) {
   for (const unit of ["B", "kB", "MB"]) {
     if (count < 1000) return count.toFixed(unit === "B" ? 0 : 1) + " " + unit;
@@ -80,7 +85,7 @@ function show(run) {
   find("clients").hidden = !run.clients.length;
   fill(find("clients").tBodies[0], run.clients.map((one) => one.error
     ? [one.client, { text: one.error, bad: true }]
-    : [one.client, one.unit, epsilon(one.epsilon), one.limit ?? "none", one.delta, one.releases,
+    : [one.client, ...["example", "client"].flatMap((unit) => spent(one.spent[unit])), one.delta, one.releases,
       one.noise === "os" ? "operating system" : { text: one.noise + ": NO guarantee", bad: true }]));
   find("fine").hidden = run.errors.length > 0;
   find("errors").replaceChildren(...run.errors.slice().reverse().map((text) => {

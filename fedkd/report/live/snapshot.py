@@ -60,17 +60,16 @@ class Run:
     def _client(self, name: str, export: Any) -> dict[str, Any]:
         head = str(export["head"])
         if self._known.get(name, {}).get("head") != head:  # accounting takes a while, and is a function of the ledger
-            report = budget_report({name: export}).clients[name]
-            spend = next((one for one in report.spent.values() if one.limit is not None), report.spent["example"])
+            report = budget_report({name: export}).record()["clients"][name]
             self._known[name] = {
                 "client": name,
                 "head": head,
-                "unit": f"per {spend.unit}, {spend.adjacency}",
-                "epsilon": spend.epsilon,
-                "limit": spend.limit,
-                "delta": report.delta,
-                "releases": report.charged.released,
-                "noise": report.noise,
+                "spent": {
+                    unit: {key: told[key] for key in ("epsilon", "limit")} for unit, told in report["spent"].items()
+                },
+                "delta": report["delta"],
+                "releases": report["charged"]["released"],
+                "noise": report["noise"],
             }
         return self._known[name]
 
