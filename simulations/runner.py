@@ -72,7 +72,7 @@ class Simulation:
 
     def _federate(self, engine: Engine) -> Loop | None:
         run = RunDirectory(self._out / "server")
-        view = ProxyView.load(self._out / "proxy.safetensors")
+        view = ProxyView.load(self._out / "proxy.safetensors", self._options.base)
         test = sources.load(Data(source="npz", path="test.npz"), self._out)[0]
         setting = Setting(
             config=self._scenario,

@@ -6,10 +6,11 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from fedkd.distill.features import KINDS, MEAN_NORM, FeatureMap, arrays, fit_features, restore
+from fedkd.config import FEATURES
+from fedkd.distill.features import MEAN_NORM, FeatureMap, arrays, fit_features, restore
 from fedkd.distill.features import _chunked as chunked
-from fedkd.distill.features import _filters as filters
 from fedkd.distill.features import _front as front
+from fedkd.distill.scattering import filters
 from fedkd.errors import ConfigError, DataError
 
 Floats = NDArray[np.float32]
@@ -45,10 +46,10 @@ def grating() -> Floats:
 
 
 def scatter(x: Floats) -> Floats:
-    return chunked(front(filters(*x.shape[-2:])), x)
+    return chunked(front("scattering", filters(*x.shape[-2:])), x)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*FEATURES, "scattering+patches"])
 def fitted(request: pytest.FixtureRequest) -> FeatureMap:
     return fit_features(request.param, images(60, 8, 8), components=20)
 
@@ -168,7 +169,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         fit_features("pca", np.full((5, 4), np.nan, dtype=np.float32), components=5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEATURES)
 def test_equal_proxies_are_refused(kind: str) -> None:
     with pytest.raises(DataError, match="equal"):
         fit_features(kind, np.ones((5, 8, 8), dtype=np.float32), components=5)
@@ -181,6 +182,6 @@ def test_other_shapes_and_other_artefacts_are_refused(fitted: FeatureMap) -> Non
     with pytest.raises(DataError, match="version"):
         restore({**fitted.spec, "version": 2}, held)
     with pytest.raises(DataError, match="arrays"):
-        restore(fitted.spec, {**held, "extra": held["mean"]})
+        restore(fitted.spec, {**held, "extra": np.ones(1, np.float32)})
     with pytest.raises(DataError, match="features"):
         restore({**fitted.spec, "dim": 3}, held)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedkd.config import ClientConfig, Policy, Student
 from fedkd.distill import students, trainer
-from fedkd.distill.losses import Objective, SoftLabels, cross_entropy
+from fedkd.distill.losses import Objective, Targets, cross_entropy
 from fedkd.distill.trainer import Distillation, Labelled, Optimiser, learn_round
 from fedkd.errors import FedkdError, PrivacyError
 from fedkd.privacy import dp_sgd
@@ -421,7 +421,7 @@ def test_the_order_of_public_batches_has_nothing_to_do_with_the_noise() -> None:
     def order(key: bytes) -> list[float]:
         seen: list[float] = []
         x, _ = examples_for("linear", 6)
-        target = SoftLabels(torch.full((6, CLASSES), 1 / CLASSES), 1.0)
+        target = Targets(torch.full((6, CLASSES), 1 / CLASSES), 1.0)
         network = Heard(lambda x: seen.extend(x[:, 0].tolist()))
         distillation = Distillation(x, target, Objective({"kl": 1.0}), seed=5)
         learn_round(network, labelled(0), contract(steps=2), GENTLE, NoiseSource(key), distillation, {})
