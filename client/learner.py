@@ -132,9 +132,7 @@ class Learner:
                 )
         self.labels = labels
 
-    def _distillation(
-        self, one: Lineage, labels: Rows | None, temperature: float, salt: str
-    ) -> Distillation | None:
+    def _distillation(self, one: Lineage, labels: Rows | None, temperature: float, salt: str) -> Distillation | None:
         training = self._config.training
         objective = Objective(training.terms)
         if labels is None or not objective:

@@ -180,7 +180,10 @@ class Simulation:
 
     def _write_report(self, exports: Mapping[str, Any]) -> None:
         report = budget_report(
-            exports, provenance=collect.provenance([self._out]), config_hash=config_hash(self._scenario)
+            exports,
+            provenance=collect.provenance([self._out]),
+            config_hash=config_hash(self._scenario),
+            public_weights=collect.public_weights([self._out]),
         )
         forms: dict[str, Form] = {"report.txt": "text", "report.json": "json", "report.html": "html"}
         for name, form in forms.items():

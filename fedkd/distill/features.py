@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.nn import functional
 
 from fedkd.config import FEATURES
 from fedkd.distill import patches, scattering
@@ -40,6 +41,8 @@ MEAN_NORM = 5.0
 # Arrays are worked on in zero-padded chunks of one size: kernels choose their order of summation by shape, and an
 # example must give the same bytes whatever batch it arrives in.
 _CHUNK = 64
+# A product with fewer columns may be summed in another order for other rows of one chunk.
+_NARROWEST = 16
 # Directions that carry less than this share of the largest variance are rounding noise: whitening would blow them up.
 _RANK_TOLERANCE = 1e-7
 
@@ -291,7 +294,9 @@ def _affine(held: Mapping[str, NDArray[Any]]) -> Callable[[Tensor], Tensor]:
         scale = torch.from_numpy(held["scale"])
         return lambda raw: (raw - mean) * scale
     basis = torch.from_numpy(held["basis"])
-    return lambda raw: (raw - mean) @ basis
+    kept = basis.shape[1]
+    wide = functional.pad(basis, (0, max(0, _NARROWEST - kept)))
+    return lambda raw: ((raw - mean) @ wide)[:, :kept]
 
 
 # --- the same bytes whatever the batch ---

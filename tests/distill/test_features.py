@@ -97,6 +97,13 @@ def test_an_example_gives_the_same_bytes_in_any_batch(fitted: FeatureMap) -> Non
     assert fitted(x[13:50]).tobytes() == whole[13:50].tobytes()
 
 
+@pytest.mark.parametrize("components", range(1, 16))
+def test_so_do_few_components(components: int) -> None:
+    x = images(64, 8, 8)
+    found = fit_features("pca", x, components=components)
+    assert b"".join(found(x[i : i + 1]).tobytes() for i in range(64)) == found(x).tobytes()
+
+
 def test_the_number_of_threads_is_neither_felt_nor_changed(fitted: FeatureMap) -> None:
     x, before = images(40, 8, 8), torch.get_num_threads()
     try:
