@@ -38,8 +38,10 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Delta = Annotated[float, Field(ge=1e-10, lt=1)]
 SoftLabelTerm = Literal["kl", "soft_ce", "hard_ce", "mse", "tckd", "nckd", "dkd", "denoise"]
 EarlierTerm = Literal["self", "hint", "hint_norm", "attention"]  # these compare with a network that is at hand
-StudentTerms = dict[SoftLabelTerm | Literal["self"], NonNegative]
-TeacherTerms = dict[SoftLabelTerm | EarlierTerm, NonNegative]
+AnyTerm = Literal[SoftLabelTerm, EarlierTerm]
+StudentTerms = dict[Literal[SoftLabelTerm, "self"], NonNegative]
+TeacherTerms = dict[AnyTerm, NonNegative]
+DistilTerms = dict[Literal[SoftLabelTerm, "hint", "hint_norm", "attention"], NonNegative]
 
 
 class Model(BaseModel):
@@ -292,6 +294,42 @@ class Teacher(Architecture):
             )
         return terms
 
+    @model_validator(mode="after")
+    def _has_layers(self) -> Self:
+        wanted = {name for name, weight in self.terms.items() if weight}
+        if self.kind == "linear" and wanted & {"hint", "hint_norm"}:
+            raise ValueError("a linear teacher has no hidden layer to take hints from: use mlp")
+        if self.kind in ("linear", "mlp") and "attention" in wanted:
+            raise ValueError(f"a teacher of kind {self.kind} has no attention maps: use cnn, rnn or transformer")
+        return self
+
+
+def _named(value: object) -> object:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class Distil(Model):
+    """How ``fedkd distil`` teaches a student on a proxy set: AdamW on a one-cycle schedule. Given by its options."""
+
+    student: Annotated[Architecture, BeforeValidator(_named)] = Field(
+        Architecture(kind="mlp"), description="a kind, or a mapping as in students"
+    )
+    terms: DistilTerms = Field({"kl": 1.0}, description="weights of the terms on each teacher")
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(2.0, description="T of the teachers' soft labels")
+    perturbation: Positive = Field(0.1, description="of denoise: noise on inputs, in their standard deviations")
+    label_weight: NonNegative = Field(0.0, description="weight of the labels of a labelled proxy set")
+    steps: int = Field(1000, ge=1, description="optimiser steps")
+    batch_size: int = Field(256, ge=1, description="proxy examples a step, at the most")
+    learning_rate: Positive = Field(0.003, description="peak of the schedule")
+    weight_decay: NonNegative = Field(0.01, description="decoupled, as in AdamW")
+    seed: int = Field(0, ge=0, lt=2**63, description="of starting weights and batch order")
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if not any(self.terms.values()) and not self.label_weight:
+            raise ValueError("the student learns from nothing: give one term a weight above 0, such as kl=1")
+        return self
+
 
 class Aggregate(Model):
     """What the server makes of many clients' answers."""
@@ -516,6 +554,7 @@ KINDS: dict[str, type[Model]] = {
     "server": ServerConfig,
     "client": ClientConfig,
     "policy": Policy,
+    "distil": Distil,
 }
 
 M = TypeVar("M", bound=Model)

@@ -3,7 +3,7 @@ reduced."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedkd.config import EarlierTerm, SoftLabelTerm, StudentTerms
+from fedkd.config import AnyTerm, DistilTerms, StudentTerms, TeacherTerms
 
 FLOOR = 1e-6  # probabilities below it count as it where their logarithm is wanted: answers may round to 0
 
@@ -209,9 +209,9 @@ def _averaged(maps: Tensor, size: list[int]) -> Tensor:
 
 # -- the objective ----------------------------------------------------------------------------------------------------
 
-Name = SoftLabelTerm | EarlierTerm
+
 Need = Literal["perturbed", "earlier", "hidden", "attention"]
-TERMS: dict[Name, Term] = {
+TERMS: dict[AnyTerm, Term] = {
     "kl": kl,
     "soft_ce": soft_cross_entropy,
     "hard_ce": hard_cross_entropy,
@@ -225,7 +225,7 @@ TERMS: dict[Name, Term] = {
     "hint_norm": normalised_hint,
     "attention": attention,
 }
-NEEDS: dict[Name, Need] = {
+NEEDS: dict[AnyTerm, Need] = {
     "denoise": "perturbed",
     "self": "earlier",
     "hint": "hidden",
@@ -238,7 +238,7 @@ NEEDS: dict[Name, Need] = {
 class Objective:
     """A weighted sum of named terms. ``needs`` is what they read beside logits and soft labels."""
 
-    def __init__(self, weights: Mapping[Name, float] | StudentTerms) -> None:
+    def __init__(self, weights: TeacherTerms | StudentTerms | DistilTerms) -> None:
         kept = {name: weight for name, weight in sorted(weights.items()) if weight > 0}
         self._parts = [(TERMS[name], weight) for name, weight in kept.items()]
         self.needs: frozenset[Need] = frozenset(NEEDS[name] for name in kept if name in NEEDS)
