@@ -138,3 +138,17 @@ def test_a_class_that_cannot_be_used_is_refused(
 ) -> None:
     with pytest.raises(FedkdError, match=what):
         fit(write("import torch\nfrom torch import nn\n" + body), tmp_path)
+
+
+def test_a_backbone_that_remembers_is_refused_on_every_device(write: Callable[..., str], tmp_path: Path) -> None:
+    """Also where whoever built the proxy set has not looked: an example's features must be its own."""
+    text = (
+        "from torch import nn\n\nclass Net(nn.Flatten):\n    seen = 0\n\n    def __init__(self, shape):\n"
+        "        super().__init__()\n\n    def forward(self, x):\n        Net.seen += 1\n"
+        "        return super().forward(x) + Net.seen\n"
+    )
+    name = write(text)
+    held = {"mean": np.zeros(64, np.float32), "basis": np.ones((64, 2), np.float32)}
+    spec = {"version": 1, "kind": name, "shape": [1, 8, 8], "dim": 2, "code": digest(text.encode())}
+    with pytest.raises(ConfigError, match="seen before it"):
+        restore(spec, held, tmp_path)

@@ -39,7 +39,7 @@ def test_a_teacher_is_compressed_and_the_student_predicts(finished: Path, tmp_pa
     code, text, err = fedkd("distil", *files(finished), *student, "--steps", 20, "--test", test, "--out", out)
     assert code == 0, err
     assert "agreement" in text and "178" in text  # 10 x 8 + 8 and 8 x 10 + 10 parameters
-    assert err.count("step") == 10 and "step 20 of 20" in err
+    assert err.count("· step") == 10 and "step 20 of 20" in err
     code, text, _ = fedkd("predict", out, test)
     assert code == 0 and len(text.split()) == len(np.load(test)["x"])
 
