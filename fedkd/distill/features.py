@@ -99,8 +99,8 @@ def restore(spec: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], base: P
     if parts is None:
         found: FeatureMap = _restore(spec, arrays, base or Path())
     else:
-        held = [below(f"{index}.", dict(arrays)) for index in range(len(parts))]
-        if sum(map(len, held)) != len(arrays) or spec.get("version") != 1:
+        held = [below(f"{index}.", dict(arrays)) for index in range(len(parts) if isinstance(parts, list) else 0)]
+        if not held or sum(map(len, held)) != len(arrays) or spec.get("version") != 1:
             raise _other(spec, arrays)
         found = _Joined([_restore(part, own, base or Path()) for part, own in zip(parts, held, strict=True)])
     if found.dim != spec["dim"]:
