@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedkd.data.user_code import call, load_symbol
 from fedkd.distill.students import load_arrays, seeded, state_arrays
 from fedkd.errors import ConfigError
+from fedkd.rng import generator
 from fedkd.tensors import Arrays, digest
 
 
@@ -42,7 +43,7 @@ class Backbone:
     def check(self) -> None:
         """Refuse a module that answers no features, or remembers what it has seen: a private example's features must be
         a function of that example alone. A trial, not a proof. Raises ConfigError."""
-        one, other = (np.full((1, *self._shape), value, dtype=np.float32) for value in (0.25, 0.75))
+        one, other = generator(0, "made-up examples").random((2, 1, *self._shape), dtype=np.float32)
         before = digest(b"".join(array.tobytes() for array in self.arrays().values()))
         first, _, again = (call(self.name, self, torch.from_numpy(x)) for x in (one, other, one))
         if not torch.equal(first, again) or before != digest(b"".join(a.tobytes() for a in self.arrays().values())):
