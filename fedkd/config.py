@@ -248,7 +248,7 @@ class Architecture(Model):
     heads: Size = Field(4, description="of a transformer's attention")
     patch: Size = Field(4, description="side of the squares, or steps, that are a transformer's tokens")
     init: str = Field(
-        "random", description="random, or a safetensors file of PUBLIC weights: they are not accounted for"
+        "random", description="random, or a safetensors file of PUBLIC weights, in code: nobody accounts for them"
     )
     init_hash: str | None = Field(None, pattern=SHA256, description="SHA-256 of that file, which must match")
 
@@ -290,7 +290,7 @@ class Teacher(Architecture):
     def _learns(cls, terms: dict[str, float]) -> dict[str, float]:
         if not any(weight for name, weight in terms.items() if name not in get_args(EarlierTerm)):
             raise ValueError(
-                "the teacher learns from nothing: weigh a term on the consensus above 0, such as {kl: 1.0}"
+                "the teacher learns from nothing: give a term on the consensus a weight, such as {kl: 1.0}"
             )
         return terms
 

@@ -159,6 +159,7 @@ MUTANTS = (
     _m("layers not checked at the agent's start", AGENT, "            check_private(self.learner.model.network)\n", "            pass\n", SGD, "test_an_agent_does_not_start_with_batch_norm"),
     _m("recurrent layers clipped with ghost", DP_SGD, "    return known and _used_once(network) and all(", "    return all(", SGD, "test_ghost_clipping_is_for_networks_that_use_each_weight_once"),
     _m("layers that share weights clipped with ghost", DP_SGD, "known and _used_once(network) and", "known and", SGD, "test_layers_that_share_weights_are_clipped_with_hooks"),
+    _m("students of two parts of the data teach one another", "client/learner.py", "earlier=targets_of(one.model.network,", "earlier=targets_of(self.model.network,", "tests/guards/test_shards.py", "test_a_record_is_seen_by_one_student_alone"),
     # -- what is taken as public
     _m("starting weights not compared with their hash", "fedkd/distill/checkpoint.py", "if digest(data) != expected:", "if False:", CHECKPOINT, "test_another_file_is_refused_and_its_hash_is_told"),
     _m("starting weights learned on other features", "fedkd/distill/checkpoint.py", 'if network.takes == "features" and not _same_features(features, meta, weights):', "if False:", CHECKPOINT, "test_weights_of_another_network_are_refused"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedkd.config import Architecture, Distil, Student
 from fedkd.config import Teacher as TeacherConfig
+from fedkd.consensus import Consensus
 from fedkd.data import proxy
 from fedkd.data.sources import Examples
 from fedkd.distill import features, students
@@ -225,12 +226,17 @@ def test_a_teacher_of_another_task_is_refused() -> None:
 # -- an earlier version of the server's teacher ------------------------------------------------------------------------
 
 
+def consensus(known: int = 100) -> Consensus:
+    """Of answers on the first ``known`` proxies."""
+    rows = soften(torch.randn(120, CLASSES, generator=torch.Generator().manual_seed(0)), 1.0).numpy()
+    return Consensus(rows, np.arange(120) < known)
+
+
 def distilled(terms: dict[str, float], rounds: int = 2, kind: str = "mlp") -> Teacher:
     config = TeacherConfig(kind=kind, terms=terms, steps=4, label_weight=0.0)
     teacher = Teacher(config, VIEW, 3, HERE)
-    consensus = soften(torch.randn(120, CLASSES, generator=torch.Generator().manual_seed(0)), 1.0).numpy()
     for round in range(1, rounds + 1):
-        teacher.distil(consensus, round)
+        teacher.distil(consensus(), round)
     return teacher
 
 
@@ -252,9 +258,19 @@ def test_a_teacher_that_continues_from_a_checkpoint_compares_itself_with_it() ->
     first, whole = distilled(terms, 1), distilled(terms, 2)
     again = distilled(terms, 0)
     again.load(first.arrays())
-    consensus = soften(torch.randn(120, CLASSES, generator=torch.Generator().manual_seed(0)), 1.0).numpy()
-    again.distil(consensus, 2)
+    again.distil(consensus(), 2)
     assert students.digest(again.model.network) == students.digest(whole.model.network)
+
+
+def test_a_teacher_that_has_learned_nothing_is_no_earlier_version() -> None:
+    """Also after a restart: nobody had answered in the round before."""
+    alone, again = (distilled({"kl": 1.0, "self": 2.0}, 0) for _ in range(2))
+    alone.distil(consensus(known=0), 1)
+    again.load(alone.arrays())
+    plain = distilled({"kl": 1.0}, 0)
+    for teacher in (alone, again, plain):
+        teacher.distil(consensus(), 2)
+    assert len({students.digest(teacher.model.network) for teacher in (alone, again, plain)}) == 1
 
 
 @pytest.mark.parametrize(
