@@ -64,7 +64,7 @@ class Agent:
 
     def _open(self) -> None:
         self.policy = load(Policy, self._base / self.config.policy)
-        view = ProxyView.load(self._base / self.config.proxy)
+        view = ProxyView.load(self._base / self.config.proxy, self._base / self.config.code)
         self._proxy = view.proxy
         if self._proxy.hash not in self.policy.proxies:
             raise FedkdError(

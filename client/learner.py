@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from fedkd.config import ClientConfig
 from fedkd.data import encoding, sources
 from fedkd.data.partition import fingerprints
 from fedkd.data.sources import Examples
-from fedkd.distill.losses import Objective, SoftLabels, soften
+from fedkd.distill.losses import Objective, Targets, soften
 from fedkd.distill.model import Model, ProxyView
+from fedkd.distill.outputs import targets_of
 from fedkd.distill.students import DEFAULTS
 from fedkd.distill.trainer import Distillation, Labelled, Optimiser, Velocity, fit, learn_round, logits
 from fedkd.privacy.contract import Contract
@@ -109,7 +110,7 @@ class Learner:
     ) -> None:
         """One round of private training, beside the soft labels of the proxy set."""
         for one in self._lineages:
-            distillation = self._distillation(labels, temperature, f"{contract.run} {round}")
+            distillation = self._distillation(one, labels, temperature, f"{contract.run} {round}")
             one.velocity = learn_round(
                 one.model.network, one.data, contract, self.optimiser, noise, distillation, one.velocity
             )
@@ -119,7 +120,7 @@ class Learner:
         """Soft labels alone: touches no private data and costs nothing."""
         training = self._config.training
         for one in self._lineages:
-            distillation = self._distillation(labels, temperature, salt)
+            distillation = self._distillation(one, labels, temperature, salt)
             if distillation is not None and training.distil_steps:
                 fit(
                     one.model.network,
@@ -131,13 +132,16 @@ class Learner:
                 )
         self.labels = labels
 
-    def _distillation(self, labels: Rows | None, temperature: float, salt: str) -> Distillation | None:
-        objective = Objective(self._config.training.terms)
+    def _distillation(self, one: Lineage, labels: Rows | None, temperature: float, salt: str) -> Distillation | None:
+        training = self._config.training
+        objective = Objective(training.terms)
         if labels is None or not objective:
             return None
-        target = SoftLabels(torch.from_numpy(labels.astype(np.float32)), temperature)
-        seed = derive(self._seed, "distil", salt)
-        return Distillation(self._view.inputs(self.model.network.takes), target, objective, seed)
+        x = self._view.inputs(one.model.network.takes)
+        targets = Targets(torch.from_numpy(labels.astype(np.float32)), temperature)
+        if "earlier" in objective.needs:  # its own, never that of another part of the data
+            targets = replace(targets, earlier=targets_of(one.model.network, x, temperature, set()).rows)
+        return Distillation(x, targets, objective, derive(self._seed, "distil", salt), training.perturbation)
 
     def answer(self, asked: NDArray[np.uint32] | None = None) -> NDArray[np.float32]:
         """Probabilities [students, queries, classes] on the proxy examples ``asked`` (none: all): private until a

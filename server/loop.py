@@ -337,7 +337,7 @@ def serve(grid: Grid, config_path: str) -> None:
     path = Path(config_path)
     config = load(ServerConfig, path)
     base = path.resolve().parent
-    view = ProxyView.load(base / config.proxy)
+    view = ProxyView.load(base / config.proxy, base / config.code)
     run = RunDirectory(base / config.out)
     heads = Heads(base / config.heads)
     setting = Setting(

@@ -36,6 +36,7 @@ SLOW_IMPORTS = (
     "pydantic",
 )
 ENCODING, TABLES, IMAGES = (f"tests/data/test_{name}.py" for name in ("encoding", "tables", "images"))
+CHECKPOINT, BACKBONE = (f"tests/distill/test_{name}.py" for name in ("checkpoint", "backbone"))
 SGD, LEDGER, RELEASE = (f"tests/guards/test_{name}.py" for name in ("dp_sgd", "ledger", "release"))
 
 
@@ -158,6 +159,16 @@ MUTANTS = (
     _m("BatchNorm allowed", "fedkd/privacy/architecture.py", "if isinstance(layer, _BatchNorm):", "if False:", SGD, "test_batch_norm_is_refused_in_every_mode"),
     _m("layers not checked by the adapter", DP_SGD, "        check_layers(network)\n", "", SGD, "test_batch_norm_is_refused_in_every_mode"),
     _m("layers not checked at the agent's start", AGENT, "            check_private(self.learner.model.network)\n", "            pass\n", SGD, "test_an_agent_does_not_start_with_batch_norm"),
+    _m("recurrent layers clipped with ghost", DP_SGD, "    return known and _used_once(network) and all(", "    return all(", SGD, "test_ghost_clipping_is_for_networks_that_use_each_weight_once"),
+    _m("layers that share weights clipped with ghost", DP_SGD, "known and _used_once(network) and", "known and", SGD, "test_layers_that_share_weights_are_clipped_with_hooks"),
+    _m("students of two parts of the data teach one another", "client/learner.py", "earlier=targets_of(one.model.network,", "earlier=targets_of(self.model.network,", "tests/guards/test_shards.py", "test_a_record_is_seen_by_one_student_alone"),
+    # -- what is taken as public
+    _m("starting weights not compared with their hash", "fedkd/distill/checkpoint.py", "if digest(data) != expected:", "if False:", CHECKPOINT, "test_another_file_is_refused_and_its_hash_is_told"),
+    _m("starting weights learned on other features", "fedkd/distill/checkpoint.py", 'if network.takes == "features" and not _same_features(features, meta, weights):', "if False:", CHECKPOINT, "test_weights_of_another_network_are_refused"),
+    _m("a backbone's code not compared with its hash", "fedkd/distill/backbone.py", "if expected not in (None, found):", "if False:", BACKBONE, "test_without_its_file_or_with_another_one_nothing_is_imported"),
+    _m("a backbone's code looked for everywhere", "fedkd/distill/backbone.py", "    if path is None:\n", '    if path is None:\n        return ""\n    if path is None:\n', BACKBONE, "test_a_proxy_set_cannot_name_code_that_its_owner_has_not_put_there"),
+    _m("a backbone that remembers allowed", "fedkd/distill/features.py", "    backbone.load(weights)\n    backbone.check()\n", "    backbone.load(weights)\n", BACKBONE, "test_a_backbone_that_remembers_is_refused_on_every_device"),
+    _m("few components summed in another order", "fedkd/distill/features.py", "_NARROWEST = 16", "_NARROWEST = 1", "tests/distill/test_features.py", "test_so_do_few_components"),
     # -- the ledger
     _m("private data touched before the charge", AGENT, "        try:\n            reservation = self.ledger.reserve(\n", "        self.learner.learn(contract, plan.round, labels, plan.temperature, NoiseSource(fresh_key()))\n        try:\n            reservation = self.ledger.reserve(\n", LEDGER, "test_the_charge_is_on_disk_before_private_data_is_touched"),
     _m("reply before the commit", AGENT, "                self.ledger.commit(reservation, payload, self._save(plan, _lineage(contract)))\n", "", LEDGER, "test_bytes_are_in_the_outbox_and_the_commit_on_disk_before_the_reply"),

@@ -39,8 +39,10 @@ def budget_report(
     delta: float | None = None,
     provenance: Mapping[str, str] | None = None,
     config_hash: str | None = None,
+    public_weights: Sequence[str] = (),
 ) -> BudgetReport:
-    """The report of client -> LedgerExport. ``delta`` overrules the policies'; ``provenance`` is by proxy hash.
+    """The report of client -> LedgerExport. ``delta`` overrules the policies'; ``provenance`` is by proxy hash;
+    ``public_weights`` are the hashes of what networks started from.
 
     Raises PrivacyError if the accountants disagree by more than TOLERANCE, or for events or a delta that they cannot
     account for.
@@ -58,7 +60,12 @@ def budget_report(
         outputs_not_covered=statements.not_covered(used),
         floating_point={mechanism: statements.arithmetic(mechanism) for mechanism in used},
         audit="none run",
-        code=Code(fedkd=__version__, sources=sources_hash(), config_hash=config_hash or "not given"),
+        code=Code(
+            fedkd=__version__,
+            sources=sources_hash(),
+            config_hash=config_hash or "not given",
+            public_weights=list(public_weights),
+        ),
         clients=clients,
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedkd.config import ClientConfig, load
 from fedkd.data.proxy import ProxySet
 from fedkd.errors import ConfigError, DataError
 from fedkd.privacy.ledger import Ledger
@@ -44,6 +45,18 @@ def config_hash(paths: Sequence[Path]) -> str | None:
         return str(json.loads((paths[0] / "versions.json").read_text())["config"]) if len(paths) == 1 else None
     except (OSError, ValueError, KeyError):
         return None
+
+
+def public_weights(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of the files that networks started from, as the run directories and client folders named say."""
+    found: set[str] = set()
+    for path in paths:
+        versions, client = path / "versions.json", path / "client.yaml"
+        if versions.exists():
+            found |= set(json.loads(versions.read_text()).get("public_weights", {}).values())
+        if client.exists():
+            found |= {load(ClientConfig, client).student.init_hash or ""} - {""}
+    return sorted(found)
 
 
 def _provenance(file: Path) -> tuple[str, str]:

@@ -128,6 +128,10 @@ def _about(report: BudgetReport) -> Fields:
             ("audit", report.audit),
             ("code", f"fedkd {code.fedkd}, sources {code.sources}"),
             ("configuration", f"config_hash {code.config_hash}"),
+            *(
+                ("public weights", f"SHA-256 {one}; what they have learned from is not covered")
+                for one in code.public_weights
+            ),
             ("fields", "after NIST SP 800-226 and Ponomareva et al. 2023 (arXiv:2303.00654, section 5.3)"),
         )
     )

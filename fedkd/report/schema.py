@@ -160,6 +160,7 @@ class Code(Model):
     fedkd: str
     sources: str = Field(description="hash of the installed source files")
     config_hash: str
+    public_weights: list[str] = Field(description="SHA-256 of the files that networks started from, taken as public")
 
 
 class BudgetReport(Model):

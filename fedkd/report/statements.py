@@ -42,6 +42,7 @@ NOT_COVERED = [
     "the teacher's test accuracy: computed from public data and released answers, hence post-processing, not charged "
     "again; an accuracy on private data, as simulations show, has no protection",
     "hyper-parameters (architecture, learning rate, clip, steps): taken to be chosen without looking at private data",
+    "weights that networks start from and backbones of public features: taken to be public, whatever they learned from",
     "anything outside the wire: backups, logs, the device's own memory and disk, or other software that reads its data",
     "a predictor's answers to users on the device and anything exported from it by hand",
     "a rolled back or copied ledger, and a server that colludes with one",
