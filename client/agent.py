@@ -151,6 +151,11 @@ class Agent:
         try:
             self.ledger.check_seen(server, seen)
         except Refused as refused:
+            if refused.code is Code.MALFORMED:
+                self._console(
+                    f"client {self.name}: server {server} knows a client of this name with another identity key; if the "
+                    f"state in {self.state} is a new one, it needs a client name of its own"
+                )
             if refused.code is Code.ROLLED_BACK:
                 self._console(
                     f"client {self.name}: server {server} has seen a newer ledger of this client than the one in "

@@ -123,7 +123,7 @@ class Coordinator:
         if max(demand.variances, default=0) > (NOISE_PER_CLIENT * self.terms.clients) ** 2:
             raise WireError("a contract that asks for so much noise that nothing would be left of the answers")
         self._demands[client] = demand
-        self._take_head(client, agreement.head)
+        self.take_head(client, agreement.head)
 
     def plan(self, client: str, *, answer: bool = True, whole: bool = False) -> Plan:
         """The next round as this client needs to hear it: only soft labels that it does not hold (or all)."""
@@ -175,14 +175,15 @@ class Coordinator:
 
     def fold(self, acc: Any, answers: Answers) -> Any:
         """Add one client's answers, which have been checked."""
-        self._take_head(answers.client, answers.head)
+        self.take_head(answers.client, answers.head)
         return self._rule.fold(acc, answers.client, answers.rows.rows)
 
-    def _take_head(self, client: str, head: str) -> None:
-        """Keep the newest; a retry brings the head of its own time. Only the client itself can tell it from a false
-        one, and is the only one that a false one harms."""
-        counters = [int(one.split(".")[0]) for one in (self.state.heads.get(client, ""), head) if one]
-        if head and counters[-1] >= max(counters):
+    def take_head(self, client: str, head: str) -> None:
+        """Keep the newest; a retry brings the head of its own time, and of two that are equally new the second would
+        hide that the client was set back. Only the client itself can tell a true one from a false one, and is the only
+        one that a false one harms."""
+        old, new = (int(one.partition(".")[0] or 0) for one in (self.state.heads.get(client, ""), head))
+        if new > old:
             self.state.heads[client] = head
 
     def holds(self, client: str) -> None:

@@ -82,7 +82,8 @@ class Loop:
             arrays, meta = saved
             self._coordinator = Coordinator.restore(config, terms, self._teacher, arrays, meta)
             self._rows, self._traffic = list(meta["rows"]), dict(meta["traffic"])
-        self._coordinator.state.heads = {**setting.heads(), **self._coordinator.state.heads}
+        for client, head in setting.heads().items():
+            self._coordinator.take_head(client, head)
 
     @property
     def teacher(self) -> Model:
@@ -125,6 +126,7 @@ class Loop:
             for client, answers in sorted(self._ask(waiting, tally).items()):
                 acc = self._coordinator.fold(acc, answers)
                 tally.answered.add(client)
+            self._setting.keep_heads(self._coordinator.state.heads)  # at once: a round that fails has been charged too
             if len(tally.answered) >= self._quorum:
                 break
             self._setting.tell(self._shortage(tally, attempt))

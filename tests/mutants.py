@@ -37,7 +37,7 @@ SLOW_IMPORTS = (
 )
 ENCODING, TABLES, IMAGES = (f"tests/data/test_{name}.py" for name in ("encoding", "tables", "images"))
 CHECKPOINT, BACKBONE = (f"tests/distill/test_{name}.py" for name in ("checkpoint", "backbone"))
-SGD, LEDGER, RELEASE = (f"tests/guards/test_{name}.py" for name in ("dp_sgd", "ledger", "release"))
+SGD, LEDGER, RELEASE, CHAINED = (f"tests/guards/test_{name}.py" for name in ("dp_sgd", "ledger", "release", "chain"))
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def _m(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 DP_SGD, NOISE, TRAINER = "fedkd/privacy/dp_sgd.py", "fedkd/privacy/noise.py", "fedkd/distill/trainer.py"
 DISCRETE, INTEGERS, SUM, VOTES = (*PURE, "tests/golden/test_pate.py")
 BOOK, WIRE, AGENT = "fedkd/privacy/ledger.py", "fedkd/wire.py", "client/agent.py"
-CHAIN = "fedkd/privacy/chain.py"
+CHAIN, VERIFY, READING, ROLLBACK = (
+    f"fedkd/privacy/{name}.py" for name in ("chain", "verification", "reading", "rollback")
+)
 
 SENSITIVITY = "test_one_example_changes_the_sum_by_at_most_the_clip"
 CLIPPED = "test_both_clippers_sum_each_example_scaled_down_to_the_clip"
@@ -81,6 +83,11 @@ CRASH = "test_a_crash_costs_nothing_more_and_gives_the_identical_bytes"
 ERASED = "test_the_key_is_erased_at_commit"
 EDITED = "test_every_edit_of_an_entry_is_detected"
 APPEND_ONLY = "test_the_ledger_is_append_only"
+FORGED = "test_entries_and_tables_cannot_be_taken_out_moved_or_forged"
+SEEN = "test_an_older_copy_of_the_whole_state_is_found_out_by_what_the_server_has_seen"
+FOREIGN = "test_a_head_that_is_not_of_this_branch_says_nothing_about_it"
+FORK = "test_two_devices_that_continue_one_ledger_are_found_out_and_cannot_be_recovered"
+RECOVERED = "test_recovery_charges_what_the_head_file_shows_to_be_missing"
 ONE_CODE = "test_after_the_charge_every_failure_has_the_same_bytes"
 SCHEMA = "test_a_message_has_these_fields_and_no_others"
 DROPPED = "test_private_records_of_the_proxy_set_are_dropped_one_by_one"
@@ -173,16 +180,16 @@ MUTANTS = (
     _m("private data touched before the charge", AGENT, "        try:\n            reservation = self.ledger.reserve(\n", "        self.learner.learn(contract, plan.round, labels, plan.temperature, NoiseSource(fresh_key()))\n        try:\n            reservation = self.ledger.reserve(\n", LEDGER, "test_the_charge_is_on_disk_before_private_data_is_touched"),
     _m("reply before the commit", AGENT, "                self.ledger.commit(reservation, payload, self._save(plan, _lineage(contract)))\n", "", LEDGER, "test_bytes_are_in_the_outbox_and_the_commit_on_disk_before_the_reply"),
     _m("commit before the outbox", BOOK, "        write_atomic(self._outbox / mark, payload)\n        run, round", "        run, round", LEDGER, "test_bytes_are_in_the_outbox_and_the_commit_on_disk_before_the_reply"),
-    _m("two releases for one charge", BOOK, 'if charge is None or self._key(run, round) is None or self._chain.body("commit", run, round) is not None:', "if charge is None:", LEDGER, "test_a_reservation_is_committed_once"),
+    _m("two releases for one charge", BOOK, 'if charge is None or self._key(run, round) is None or self._chain.body(COMMIT, run, round) is not None:', "if charge is None:", LEDGER, "test_a_reservation_is_committed_once"),
     _m("reservation not synced to disk", BOOK, "synchronous=FULL", "synchronous=NORMAL", LEDGER, "test_a_reservation_survives_the_loss_of_power"),
-    _m("reservations not counted until released", BOOK, "WHERE kind IN ('reserve', 'recover') GROUP BY events", "WHERE kind IN ('reserve', 'recover') AND round IN (SELECT round FROM entries WHERE kind = 'commit') GROUP BY events", LEDGER, "test_a_reservation_stays_charged_for_ever"),
-    _m("equal events counted once", BOOK, "steps=event.steps * count", "steps=event.steps", LEDGER, "test_a_reservation_stays_charged_for_ever"),
+    _m("reservations not counted until released", CHAIN, "WHERE kind IN ('reserve', 'recover') GROUP BY events", "WHERE kind IN ('reserve', 'recover') AND round IN (SELECT round FROM entries WHERE kind = 'commit') GROUP BY events", LEDGER, "test_a_reservation_stays_charged_for_ever"),
+    _m("equal events counted once", READING, "steps=event.steps * count", "steps=event.steps", LEDGER, "test_a_reservation_stays_charged_for_ever"),
     _m("budget not checked by reserve", BOOK, "if not self._fits(charged, contract.rounds if new else 1, new=new):", "if False:", LEDGER, "test_a_charge_over_the_limit_is_refused_and_not_made"),
     _m("a contract's schedule not checked when it comes into force", BOOK, "if not self._fits(charged, contract.rounds if new else 1, new=new):", "if not self._fits(charged, 1, new=new):", LEDGER, "test_an_agreement_that_has_come_to_be_too_much_is_not_entered"),
     _m("sampled contracts chosen after answers", "fedkd/privacy/accounting.py", "return contracts > 1 and any(", "return False and any(", LEDGER, "test_under_poisson_sampling_a_contract_that_follows_answers_is_limited_by_a_filter"),
     _m("sampled contracts chosen after answers, as the ledger sees it", "fedkd/privacy/limits.py", "if adaptive(self.contracts + another, [*self.events, *more]):", "if False:", LEDGER, "test_the_ledger_itself_refuses_a_sampled_contract_that_only_a_tight_composition_would_admit"),
     _m("closed run agreed to again", BOOK, " or self._chain.body(\"contract\", contract.run) is not None:\n                raise Refused(Code.CONTRACT)", ":\n                raise Refused(Code.CONTRACT)", LEDGER, "test_a_run_that_has_been_closed_is_never_agreed_to_again"),
-    _m("agreements in the chain at once", BOOK, "            self._put_state({PENDING: canonical(contract.record()).decode()})", "            self._bring_into_force(contract)", LEDGER, "test_agreements_grow_nothing_and_close_nothing"),
+    _m("agreements in the chain at once", BOOK, "            self._chain.put({PENDING: canonical(contract.record()).decode()})", "            self._bring_into_force(contract)", LEDGER, "test_agreements_grow_nothing_and_close_nothing"),
     _m("budget not checked by register", BOOK, "if not self._fits(contract, contract.rounds, new=True):", "if False:", LEDGER, "test_a_schedule_that_does_not_fit_is_never_registered"),
     _m("past of other runs forgotten", AGENT, "draw_up(self.policy, offer, self.ledger.past(), ", "draw_up(self.policy, offer, type(self.ledger.past())(), ", LEDGER, "test_two_runs_share_the_limit_of_a_lifetime"),
     _m("two contracts open at once", BOOK, "ORDER BY seq DESC LIMIT 1\").fetchone()\n        return Contract.", "ORDER BY seq LIMIT 1\").fetchone()\n        return Contract.", LEDGER, "test_two_runs_share_the_limit_of_a_lifetime"),
@@ -194,21 +201,58 @@ MUTANTS = (
     _m("another student under the same noise", AGENT, "        self._restore()\n        if contract is not None", "        if contract is not None", LEDGER, "test_a_key_that_is_entered_again_meets_the_student_it_met_before"),
     _m("another plan under one reservation", BOOK, 'if body["plan"] != plan:', "if False:", LEDGER, "test_another_plan_for_an_open_reservation_is_refused"),
     _m("another plan gets the stored bytes", BOOK, 'if charge["plan"] != plan:', "if False:", LEDGER, "test_another_plan_for_an_answered_round_is_refused"),
-    _m("rounds may go back", BOOK, "if round < self._last_round(run):", "if False:", LEDGER, "test_rounds_go_forward_only"),
+    _m("rounds may go back", BOOK, "if round < self._chain.last_round(run):", "if False:", LEDGER, "test_rounds_go_forward_only"),
     _m("abandoned reservation entered again", BOOK, "return held if held is not None and (held.run, held.round) == (run, round) else None", "return held", LEDGER, "test_an_abandoned_reservation_is_never_entered_again"),
-    _m("key not erased", BOOK, "        self._keys.erase()\n        self._prune()", "        self._prune()", LEDGER, ERASED),
+    _m("key not erased", BOOK, "            if self._key(run, round) is not None:\n                self._keys.erase()\n", "            pass\n", LEDGER, ERASED),
     _m("key left in the freed blocks", "fedkd/privacy/keys.py", "                _overwrite(path)\n", "", LEDGER, "test_the_key_is_overwritten_before_its_file_is_removed"),
     _m("key that others may read", "fedkd/privacy/keys.py", ", mode=0o600", "", LEDGER, "test_the_key_is_overwritten_before_its_file_is_removed"),
-    _m("key left by a crash", BOOK, "            self._keys.erase()  # what", "            pass  # what", LEDGER, "test_a_key_that_a_crash_left_is_erased_when_the_ledger_is_opened"),
-    _m("chain not verified", CHAIN, "if (seq, before, mark) != (count, prev, _link(prev, text)):", "if False:", LEDGER, EDITED),
-    _m("bodies not in the chain", CHAIN, 'digest(f"{prev}\\n{body}".encode())', "digest(prev.encode())", LEDGER, EDITED),
-    _m("numbers not in the chain", CHAIN, "if (seq, before, mark) != (count, prev, _link(prev, text)):", "if (before, mark) != (prev, _link(prev, text)):", LEDGER, EDITED),
-    _m("ledger read unverified", BOOK, "                ledger._chain.verify()\n                ledger._chain.check_head_file()\n", "", LEDGER, EDITED),
-    _m("ledger opened unverified", BOOK, "            self._chain.verify()\n", "", LEDGER, "test_entries_cannot_be_taken_out_moved_or_forged"),
+    _m("key left by a crash", BOOK, "            if held is None or self._chain.body(COMMIT, held.run, held.round) is not None:\n                self._keys.erase()", "            pass", LEDGER, "test_a_key_that_a_crash_left_is_erased_when_the_ledger_is_opened"),
+    _m("ledger read unverified", READING, "            with verified(chain) as found:\n", "            with contextmanager(lambda: (yield None))() as found:\n", CHAINED, EDITED),
+    _m("ledger opened unverified", BOOK, "        with verified(self._chain, damaged=damaged):\n            pass\n", "", CHAINED, EDITED),
+    # -- the chain
+    _m("chain not verified", VERIFY, "if (seq, prev, mark) != (head.counter + 1, head.hash, link(head.hash, text)):", "if False:", CHAINED, EDITED),
+    _m("bodies not in the chain", CHAIN, 'digest(f"{prev}\\n{body}".encode())', "digest(prev.encode())", CHAINED, EDITED),
+    _m("numbers not in the chain", VERIFY, "if (seq, prev, mark) != (head.counter + 1, head.hash, link", "if (prev, mark) != (head.hash, link", CHAINED, FORGED),
+    _m("number of charges not verified", VERIFY, "if charges != head.charges or ", "if ", CHAINED, EDITED),
+    _m("branches not verified", VERIFY, " or Position(*branch) != new:", ":", CHAINED, EDITED),
+    _m("head need not be signed", VERIFY, "        _check_signature(chain, head)\n", "", CHAINED, "test_nobody_without_the_key_can_edit_entries_and_mend_the_chain"),
+    _m("ledger of another key taken", VERIFY, "if chain.identity is not None and chain.identity.public", "if False and chain.identity.public", CHAINED, "test_a_chain_that_is_signed_with_another_key_is_found_out"),
+    _m("tables not verified", VERIFY, "if {sql for (sql,) in chain.db.execute(query)} != set(TABLES):", "if False:", CHAINED, FORGED, "test_charges_cannot_be_hidden_from_the_queries_that_add_them_up"),
+    _m("indexes not verified", VERIFY, 'if chain.db.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):', "if False:", CHAINED, "test_an_index_that_leaves_an_entry_out_is_found_out"),
     _m("entries can be changed", CHAIN, "BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END", "BEFORE UPDATE ON entries BEGIN SELECT 1; END", LEDGER, APPEND_ONLY),
     _m("entries can be deleted", CHAIN, "BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END", "BEFORE DELETE ON entries BEGIN SELECT 1; END", LEDGER, APPEND_ONLY),
+    _m("entries and signature read at two moments", VERIFY, "    with chain.snapshot():\n", "    if True:\n", CHAINED, "test_a_reader_is_not_misled_by_a_writer"),
+    _m("head file read after the entries", VERIFY, "    noted = None if damaged else chain.noted()\n    with chain.snapshot():\n        _check_tables(chain)\n", "    with chain.snapshot():\n        _check_tables(chain)\n        noted = None if damaged else chain.noted()\n", CHAINED, "test_a_reader_is_not_misled_by_a_writer"),
+    # -- older copies, and copies that go on
+    _m("head file not compared", VERIFY, "if noted is not None and not chain.has(noted.position):", "if False:", CHAINED, "test_an_older_copy_of_the_database_alone_is_found_out", "test_a_deleted_database_is_found_out"),
+    _m("head file not written", CHAIN, '                self._file.write(self.signed("", self.head()))', "                pass", CHAINED, "test_an_older_copy_of_the_database_alone_is_found_out"),
+    _m("head file of anybody taken", "fedkd/privacy/identity.py", 'if head is None or not verifies(public, client, "", head):', "if head is None:", CHAINED, "test_a_head_file_that_the_client_has_not_signed_is_an_error"),
+    _m("a lost identity replaced", BOOK, "if self._path.exists() and not path.exists():", "if False:", CHAINED, "test_a_ledger_without_its_identity_is_not_given_another"),
+    _m("what a server has seen not compared", ROLLBACK, "if not self._chain.knows(server, head.position):", "if False:", CHAINED, SEEN),
+    _m("an offer's head not looked at", AGENT, "        self._check_seen(offer.server, offer.seen)\n", "", CHAINED, "test_an_offer_too_shows_what_the_server_has_seen"),
+    _m("a plan's head not looked at", AGENT, "            self._check_seen(contract.server, plan.seen)\n", "", CHAINED, "test_an_agent_that_was_set_back_answers_no_more_and_tells_its_owner"),
+    _m("a rollback forgotten", ROLLBACK, "                self._chain.put({LOCK: json.dumps(asdict(gap))})", "                pass", CHAINED, SEEN),
+    _m("a locked ledger charged", BOOK, "        with self._chain.transaction():\n            self._rollback.check_lock()\n            contract = ", "        with self._chain.transaction():\n            contract = ", CHAINED, SEEN),
+    _m("a locked ledger agrees", BOOK, "            self._rollback.check_lock()\n            if self.contract(", "            if self.contract(", CHAINED, SEEN),
+    _m("a foreign head taken for the client's own", ROLLBACK, 'if not verifies(self._chain.meta["key"], self._client, server, head):', "if False:", CHAINED, FOREIGN),
+    _m("heads for any server", "fedkd/privacy/identity.py", '"fedkd.head/1", client, branch,', '"fedkd.head/1", client,', CHAINED, FOREIGN),
+    _m("heads for any client", "fedkd/privacy/identity.py", '"fedkd.head/1", client, branch,', '"fedkd.head/1", branch,', CHAINED, FOREIGN),
+    _m("charges of a head not signed", "fedkd/privacy/identity.py", "position.counter, position.charges, position.hash]", "position.counter, position.hash]", CHAINED, FOREIGN),
+    _m("a server told about other servers", CHAIN, 'branch_after(self.branch(body["server"]), body, text)', "branch_after(old, body, text)", CHAINED, "test_a_servers_heads_say_nothing_about_other_servers"),
+    _m("two answers to one plan, one head", BOOK, '{**body, "noise": noise, ', "{**body, ", CHAINED, "test_two_answers_to_one_plan_have_two_heads"),
+    _m("the second of two equally new heads kept", "fedkd/coordinator.py", "        if new > old:", "        if head and new >= old:", CHAINED, "test_the_server_keeps_the_head_that_it_saw_first_of_two_equally_long_ones"),
+    _m("a fork recovered", ROLLBACK, "        if gap.fork:\n", "        if False:\n", CHAINED, FORK),
+    _m("a fork forgotten", ROLLBACK, "(not known.fork and (gap.fork or further))", "(gap.fork or further)", CHAINED, FORK),
+    _m("a gap counted from this end of a fork", ROLLBACK, "start, own = min(self.acknowledged(server), seen.charges), self._chain.branch(server)", "own = self._chain.branch(server)\n        start = min(own.charges, seen.charges)", CHAINED, "test_a_fork_that_looks_like_a_gap_is_charged_from_where_both_are_known_to_be_one"),
+    _m("a larger gap forgotten", ROLLBACK, "known.server == gap.server and known.counter < gap.counter", "known.server == gap.server", CHAINED, "test_a_smaller_gap_does_not_take_the_place_of_a_larger_one"),
+    _m("lost rounds charged as one", ROLLBACK, '"steps": event.steps * gap.lost}', '"steps": event.steps}', CHAINED, RECOVERED),
+    _m("lost rounds not charged", CHAIN, "WHERE kind IN ('reserve', 'recover') GROUP BY", "WHERE kind = 'reserve' GROUP BY", CHAINED, RECOVERED),
+    _m("lost rounds never accepted", CHAIN, " or self._charged(server, seen)", "", CHAINED, "test_recovery_charges_what_the_server_has_seen_and_the_life_goes_on"),
+    _m("a recovery that is rolled back counted as one", CHAIN, 'recovered = body["charges"] - body["from"] if', "recovered = 1 if", CHAINED, "test_a_recovery_that_is_itself_rolled_back_is_charged_again"),
+    _m("lost contracts not counted", READING, "chain.bodies(CONTRACT, RECOVER)]", "chain.bodies(CONTRACT)]", CHAINED, "test_after_a_recovery_sampled_rounds_are_limited_by_a_filter"),
+    # -- the outbox and the state directory
     _m("outbox not verified", BOOK, 'if digest(payload) != commit["digest"]:', "if False:", LEDGER, "test_altered_bytes_in_the_outbox_are_not_sent"),
-    _m("ledger of another client taken", BOOK, 'if meta["client"] != client:', "if False:", LEDGER, "test_the_ledger_of_another_client_is_refused"),
+    _m("ledger of another client taken", BOOK, 'if meta["client"] != self.client:', "if False:", LEDGER, "test_the_ledger_of_another_client_is_refused"),
     _m("two agents on one state", AGENT, "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "        pass\n", LEDGER, "test_one_state_directory_has_one_agent"),
     _m("half-trained student kept", AGENT, "        except BaseException:\n            self._restore()\n            raise", "        except BaseException:\n            raise", LEDGER, "test_a_failed_round_does_not_change_the_student"),
     _m("momentum lost at restore", "client/learner.py", "for name, array in velocity.items()}", "for name, array in ()}", LEDGER, "test_a_student_continues_from_its_file_with_weights_momentum_and_labels"),
