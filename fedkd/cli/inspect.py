@@ -47,7 +47,10 @@ def report(
     if not path:
         raise ConfigError("there is nothing to report on", fix="name run directories, client folders or ledgers")
     result = budget_report(
-        collect.exports(path), provenance=collect.provenance(path), config_hash=collect.config_hash(path)
+        collect.exports(path),
+        provenance=collect.provenance(path),
+        config_hash=collect.config_hash(path),
+        audit=collect.audits(path),
     )
     text = render(result, form or form_of(out))
     if out is None:

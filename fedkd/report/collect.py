@@ -10,8 +10,10 @@ from typing import Any
 from fedkd.data.proxy import ProxySet
 from fedkd.errors import ConfigError, DataError
 from fedkd.privacy.ledger import Ledger
+from fedkd.report.audit import audit_field
 
 LEDGER = "ledger.sqlite"
+AUDIT = "audit.json"
 
 
 def ledgers(path: Path) -> dict[Path, dict[str, Any]]:
@@ -44,6 +46,21 @@ def config_hash(paths: Sequence[Path]) -> str | None:
         return str(json.loads((paths[0] / "versions.json").read_text())["config"]) if len(paths) == 1 else None
     except (OSError, ValueError, KeyError):
         return None
+
+
+def audits(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Results of ``fedkd audit`` that lie in the folders. Raises DataError for a file that is none."""
+    return [_audit(path / AUDIT) for path in paths if (path / AUDIT).is_file()]
+
+
+def _audit(file: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(file.read_bytes())
+        if result["schema"] == 1 and audit_field([result], None):
+            return dict(result)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise DataError("not a result of fedkd audit", where=str(file), fix="write it again, or remove it")
 
 
 def _provenance(file: Path) -> tuple[str, str]:
