@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,10 @@ def _tell(text: str) -> None:
     print(f"· {text}", file=sys.stderr, flush=True)
 
 
+def _folded(text: str) -> list[str]:
+    return textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="    ")
+
+
 def _text(result: Mapping[str, Any]) -> str:
     from fedkd.report.audit import MEANING
 
@@ -71,7 +76,7 @@ def _text(result: Mapping[str, Any]) -> str:
     lines = [f"audit of {result['mechanism']}, epsilon {result['epsilon']:g} at delta {result['delta']:g}"]
     for finding in findings:
         mark = "  ABOVE ITS CLAIM" if finding["refutes"] else ""
-        lines += ["", f"{finding['audit']}{mark}", f"  {finding['sentence']}"]
-        lines += [f"  observed: {', '.join(f'{key} {value}' for key, value in finding['observed'].items())}"]
+        seen = ", ".join(f"{key} {value}" for key, value in finding["observed"].items())
+        lines += ["", f"{finding['audit']}{mark}", *_folded(finding["sentence"]), *_folded(f"observed: {seen}")]
     lines += ["", f"{len(findings)} lower bounds, together at confidence {result['confidence']:g}; {MEANING}"]
     return "\n".join(lines)

@@ -236,16 +236,15 @@ class Guesses:
 
 @dataclass(frozen=True)
 class Guesser:
-    """Guesses that the ``each`` records with the largest ``sign`` times a statistic took part, and that the ``each``
-    with the smallest did not; abstains from the rest."""
+    """Guesses that the ``each`` records with the largest statistic took part, and that the ``each`` with the smallest
+    did not; abstains from the rest."""
 
     statistic: int
-    sign: int
     each: int
 
     def guess(self, scores: Scores, included: NDArray[np.bool_]) -> Guesses:
         """On statistics [m, s] of records and whether they took part [m]."""
-        order = np.argsort(self.sign * scores[:, self.statistic], kind="stable")
+        order = np.argsort(scores[:, self.statistic], kind="stable")
         right = int((~included[order[: self.each]]).sum() + included[order[len(order) - self.each :]].sum())
         return Guesses(len(included), 2 * self.each, right)
 
@@ -255,7 +254,7 @@ def choose_guesser(scores: Scores, included: NDArray[np.bool_], delta: float) ->
     that which is the farthest from chance."""
     half = len(included) // 2
     sizes = sorted({max(1, round(half * 2.0**-power)) for power in range(int(math.log2(max(half, 1))) + 1)})
-    options = [Guesser(s, sign, each) for s in range(scores.shape[1]) for sign in (1, -1) for each in sizes]
+    options = [Guesser(statistic, each) for statistic in range(scores.shape[1]) for each in sizes]
 
     def merit(one: Guesser) -> tuple[float, float]:
         guesses = one.guess(scores, included)

@@ -24,13 +24,12 @@ from client.agent import Agent
 from fedkd.config import Privacy
 from fedkd.data.sources import Examples
 from fedkd.distill.model import ProxyView
-from fedkd.privacy.accounting import epsilon
 from fedkd.privacy.audit import Evidence, Scores, choose_guesser, one_run_delta
 from fedkd.privacy.contract import Contract
 from fedkd.rng import generator
 from simulations.audits import client as made_up
 from simulations.audits.gradients import each_gradient, parameters_of, shifted
-from simulations.audits.setting import Setting, epsilon_at, progress
+from simulations.audits.setting import Setting, charged, epsilon_at, progress
 from simulations.prepare import prepare, private_examples
 
 FLOOR = 1e-4  # of probabilities: float16 has few digits below it
@@ -76,7 +75,7 @@ class _Attack:
         return Evidence(
             f"membership inference on the answers of {privacy.mechanism}",
             epsilon_at(delta),
-            epsilon([contract.event] * contract.rounds, delta),
+            charged(contract, delta) if contract.mechanism != "none" else math.inf,
             "sees only the answers of every round (black box), and has candidates for the records",
             lambda alpha: guesses.epsilon(alpha, delta),
             vars(guesses) | _power(counted[:, 0], coins[half:].ravel()),
@@ -105,9 +104,9 @@ class _Attack:
         with made_up.opened(self._folder / f"{privacy.mechanism}-{index}", policy, client, data) as agent:
             if self._directions is None:
                 self._directions = self._influences(agent)
-            contract = made_up.agree(agent, self._view.proxy, f"run-{index}", scenario.rounds, scenario.codec)
-            seen = [rows.astype(np.float64) for rows in made_up.rounds(agent, contract, scenario.temperature)]
-        return _shares(self._directions, _logs(np.mean(seen, axis=0))), included, contract
+            played = made_up.Run(agent, scenario, self._view, f"run-{index}")
+            seen = [rows.astype(np.float64) for rows in played.rounds()]
+        return _shares(self._directions, _logs(np.mean(seen, axis=0))), included, played.contract
 
     def _influences(self, agent: Agent) -> Scores:
         """How each candidate would move the log-answers of a student that knows nothing yet: [candidates, answers]."""

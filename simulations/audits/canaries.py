@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from fedkd.config import ClientConfig, Student
 from fedkd.data.sources import Examples
-from fedkd.privacy.accounting import epsilon
+from fedkd.distill.model import ProxyView
 from fedkd.privacy.audit import Evidence, Scores, choose_guesser, one_run_delta
 from fedkd.privacy.contract import Contract
 from fedkd.rng import generator
 from simulations.audits import client as made_up
 from simulations.audits.gradients import Parameters, each_gradient, parameters_of
-from simulations.audits.setting import Setting, epsilon_at
+from simulations.audits.setting import Setting, charged, epsilon_at
 
 BRIGHT = 30.0  # the one lit pixel of a canary, times the clip: its gradient is clipped, round after round
 SMALL = 1e-4  # of the clip: what a canary moves its weights by in a step, so that none is learned by heart
@@ -38,7 +38,7 @@ def canary_evidence(setting: Setting) -> Iterator[Evidence]:
     yield Evidence(
         "canaries in one run",
         epsilon_at(delta),
-        epsilon([contract.event] * contract.rounds, delta),
+        charged(contract, delta),
         "knows every record but the canaries' coins, sees the weights of every round (white box), another client's too",
         lambda alpha: guesses.epsilon(alpha, delta),
         vars(guesses) | {"student": run.student.kind},
@@ -73,14 +73,14 @@ class _Run:
         nominal = max(1, len(self._canaries) // 2)
         policy = made_up.policy_of(scenario.privacy, self._public, nominal, scenario.seed)
         with made_up.opened(self._folder / run / name, policy, self._client(name, nominal), data) as agent:
-            contract = made_up.agree(agent, self._public, run, scenario.rounds, scenario.codec)
+            played = made_up.Run(agent, scenario, ProxyView(self._public), run)
             network, x = agent.learner.model.network, agent.learner.model.inputs(self._canaries.x)
             scores, before, at = np.zeros(len(x)), made_up.weights(agent), parameters_of(network)
-            for _ in made_up.rounds(agent, contract, scenario.temperature):
+            for _ in played.rounds():
                 after = made_up.weights(agent)
-                scores += _along(network, at, x, contract.clip, before - after)
+                scores += _along(network, at, x, policy.clip, before - after)
                 before, at = after, parameters_of(network)
-        return scores, contract
+        return scores, played.contract
 
     def _client(self, name: str, nominal: int) -> ClientConfig:
         privacy = self._setting.scenario.privacy

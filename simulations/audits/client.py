@@ -11,15 +11,19 @@ import torch
 
 from client.agent import Agent
 from fedkd import config, wire
-from fedkd.config import ClientConfig, Data, Policy, Privacy
+from fedkd.aggregate.rule import Consensus
+from fedkd.config import ClientConfig, Data, Policy, Privacy, Scenario
+from fedkd.coordinator import Coordinator, Terms
 from fedkd.data import proxy
 from fedkd.data.proxy import ProxySet
 from fedkd.data.sources import Examples
 from fedkd.distill import features
+from fedkd.distill.model import ProxyView
 from fedkd.errors import FedkdError
 from fedkd.privacy.audit import Scores
 from fedkd.privacy.contract import Contract
-from fedkd.wire import Agreement, Answers, Offer, Plan, Refusal, Rows, labels_digest
+from fedkd.tensors import Arrays
+from fedkd.wire import Agreement, Answers, Refusal, Rows
 from simulations.audits.setting import Setting
 
 PROXIES, CLASSES = 16, 2
@@ -76,35 +80,65 @@ def opened(folder: Path, policy: Policy, client: ClientConfig, data: Examples) -
         agent.close()
 
 
-def agree(agent: Agent, public: ProxySet, run: str, rounds: int, codec: str) -> Contract:
-    """The contract that the agent's own policy draws up for the run."""
-    offer = Offer(run, public.hash, len(public), public.classes, rounds, codec)
-    reply = wire.decode(agent.handle("agree", wire.encode(offer)), Agreement, Refusal)
-    contract = agent.ledger.contract(run)
-    if isinstance(reply, Refusal) or contract is None:
-        raise FedkdError("the client refuses the run that was to be audited", where=str(reply))
-    return contract
+class Echo:
+    """A teacher that says what it was told: the consensus of the clients is the next round's soft labels."""
+
+    learns_from_labels = False
+    _rows: Rows
+
+    def distil(self, consensus: Consensus | None, round: int) -> None:
+        """Remember it."""
+        assert consensus is not None
+        self._rows = consensus.rows
+
+    def soft_labels(self, temperature: float) -> Rows:
+        """The consensus, as it is."""
+        return self._rows
+
+    def arrays(self) -> Arrays:
+        """There are no weights."""
+        return {}
+
+    def load(self, arrays: Arrays) -> None:
+        """There are no weights."""
 
 
-def rounds(agent: Agent, contract: Contract, temperature: float) -> Iterator[Rows]:
-    """The released answers of each round; they go back as the soft labels of the next."""
-    labels = np.zeros((0, contract.classes), wire.DTYPES[contract.codec])
-    for number in range(1, contract.rounds + 1):
-        plan = Plan(
-            run=contract.run,
-            proxy=contract.proxy,
-            round=number,
-            answer=True,
-            temperature=temperature,
-            labels=labels_digest(labels) if len(labels) else "",
-            ids=np.arange(len(labels), dtype=np.uint32),
-            rows=labels,
+class Run:
+    """A run of one agent alone: what a real coordinator asks of it."""
+
+    def __init__(self, agent: Agent, scenario: Scenario, view: ProxyView, run: str) -> None:
+        """Raises FedkdError if the agent does not agree to it."""
+        public, self._agent = view.proxy, agent
+        terms = Terms(
+            run=run,
+            proxy=public.hash,
+            examples=len(public),
+            classes=public.classes,
+            server="auditor",
+            clients=scenario.clients,
+            features=view.inputs("features").numpy(),
         )
-        reply = wire.decode(agent.handle("answer", wire.encode(plan)), Answers, Refusal)
+        self._coordinator = Coordinator(scenario, terms, Echo())
+        reply = wire.decode(agent.handle("agree", wire.encode(self._coordinator.offer(agent.name))), Agreement, Refusal)
+        contract = agent.ledger.contract(run)
+        if isinstance(reply, Refusal) or contract is None:
+            raise FedkdError("the client refuses the run that was to be audited", where=str(reply))
+        self._coordinator.agreed(reply, agent.name)
+        self.contract: Contract = contract
+
+    def rounds(self) -> Iterator[Rows]:
+        """The released answers of each round."""
+        for _ in range(self.contract.rounds):
+            yield self._round(self._agent.name)
+
+    def _round(self, name: str) -> Rows:
+        plan = self._coordinator.plan(name)
+        reply = wire.decode(self._agent.handle("answer", wire.encode(plan)), Answers, Refusal)
         if isinstance(reply, Refusal):
             raise FedkdError("the client refuses a round that was to be audited", where=str(reply))
-        labels = reply.rows.rows
-        yield labels
+        self._coordinator.holds(name)
+        self._coordinator.finish(self._coordinator.fold(self._coordinator.start({name}), reply), {name})
+        return reply.rows.rows
 
 
 def weights(agent: Agent) -> Scores:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedkd.data.proxy import ProxySet
 from fedkd.data.sources import Examples
+from fedkd.distill.model import ProxyView
 from fedkd.privacy.audit import Evidence, Scores
 from fedkd.privacy.contract import Contract
 from fedkd.privacy.noise import NoiseSource, fresh_key, simulation_key
@@ -28,7 +29,7 @@ from fedkd.privacy.noise_audit import (
     shortfall,
 )
 from simulations.audits import client as made_up
-from simulations.audits.setting import Setting, with_less_noise
+from simulations.audits.setting import Setting, charged
 
 VARIANCE = 40
 SAMPLERS: dict[str, tuple[Callable[[NoiseSource, int], NDArray[Any]], float, Cdf]] = {
@@ -124,25 +125,26 @@ def _updates(
     nothing = Examples(np.zeros((0, *public.shape), np.float32), np.zeros(0, np.int64), public.classes)
     found = {}
     with made_up.opened(folder / f"{name}-{run}", policy, client, nothing) as agent:
-        contract = made_up.agree(agent, public, run, setting.scenario.rounds, "float32")
-        std = contract.event.noise_multiplier * math.sqrt(contract.event.steps) / contract.nominal_batch
+        played = made_up.Run(agent, setting.scenario, ProxyView(public), run)
+        (event,), training = played.contract.events, played.contract.training
+        std = event.noise_multiplier * math.sqrt(training.steps) / training.nominal_batch
         before = made_up.weights(agent)
-        for number, _ in zip(range(1, ROUNDS + 1), made_up.rounds(agent, contract, 1.0), strict=False):
+        for number, _ in zip(range(1, ROUNDS + 1), played.rounds(), strict=False):
             after = made_up.weights(agent)
             found[f"{name}, {run}, round {number}"] = (after - before) / std
             before = after
-    return found, contract
+    return found, played.contract
 
 
 def _as_epsilon(setting: Setting, size: Evidence, contract: Contract) -> Evidence:
     def bound(alpha: float) -> float:
         times = size.bound(alpha)
-        return times if math.isinf(times) else with_less_noise(contract.event, contract.rounds, times, setting.delta)
+        return times if math.isinf(times) else charged(contract, setting.delta, times)
 
     return Evidence(
         f"{size.audit}, as Gaussian noise on sums of sensitivity = clip",
         setting.quantity,
-        setting.claim,
+        charged(contract, setting.delta),
         "knows every record but one and sees the weights of every round (white box)",
         bound,
         size.observed,

@@ -9,10 +9,8 @@ from typing import Self
 
 from fedkd.config import Scenario
 from fedkd.errors import PrivacyError
-from fedkd.privacy import calibration
 from fedkd.privacy.accounting import epsilon
 from fedkd.privacy.contract import Contract
-from fedkd.privacy.events import PrivacyEvent
 
 LEAST_NOISE = 0.1
 """Epsilons are computed for no less noise; what more is lost below it is not claimed to be shown."""
@@ -26,13 +24,13 @@ class Sizes:
     trials: int = 1000
     canaries: int = 1000
     draws: int = 40_000
-    runs: int = 24
+    runs: int = 15
     targets: int = 60
 
     @classmethod
     def quick(cls) -> Self:
         """For a first look: gross mistakes only."""
-        return cls(trials=200, canaries=400, draws=10_000, runs=10, targets=40)
+        return cls(trials=200, canaries=400, draws=10_000, runs=5, targets=40)
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,6 @@ class Setting:
             )
 
     @property
-    def claim(self) -> float:
-        """The policy's epsilon at its delta."""
-        return self.scenario.privacy.epsilon
-
-    @property
     def delta(self) -> float:
         """The policy's delta."""
         return self.scenario.privacy.delta
@@ -67,35 +60,17 @@ class Setting:
         """What most bounds are of."""
         return epsilon_at(self.delta)
 
-    def one_step(self, classes: int) -> Contract:
-        """A contract that spends the whole budget in a single step on the scenario's sampling rate, divisor 1."""
-        privacy = self.scenario.privacy
-        noise = calibration.noise_multiplier((), privacy.sample_rate, 1, privacy.epsilon, privacy.delta)
-        return Contract(
-            run="audit",
-            proxy="made up",
-            examples=1,
-            classes=classes,
-            rounds=1,
-            codec="float32",
-            event=PrivacyEvent("dp_sgd", noise, privacy.sample_rate, 1),
-            clip=privacy.clip,
-            nominal_batch=1.0,
-            epsilon=privacy.epsilon,
-            delta=privacy.delta,
-            noise="os",
-        )
-
 
 def epsilon_at(delta: float) -> str:
     """The name of that quantity."""
     return f"epsilon at delta {delta:g}"
 
 
-def with_less_noise(event: PrivacyEvent, rounds: int, times: float, delta: float) -> float:
-    """Epsilon of ``rounds`` such events, had their noise been ``times`` smaller; from below where there is none."""
-    noise = max(event.noise_multiplier / times, LEAST_NOISE)
-    return epsilon([replace(event, noise_multiplier=noise, steps=event.steps * rounds)], delta)
+def charged(contract: Contract, delta: float, times: float = 1.0) -> float:
+    """Epsilon of the whole contract, had its noise been ``times`` smaller; from below where there is hardly any."""
+    noise = [max(event.noise_multiplier / times, LEAST_NOISE) for event in contract.events]
+    events = contract.schedule(contract.rounds)
+    return epsilon([replace(e, noise_multiplier=z) for e, z in zip(events, noise, strict=True)], delta)
 
 
 def progress(tell: Callable[[str], None], what: str, total: int) -> Callable[[int], None]:
@@ -104,6 +79,6 @@ def progress(tell: Callable[[str], None], what: str, total: int) -> Callable[[in
 
     def step(done: int) -> None:
         if done in marks:
-            tell(f"{what}: {done} of {total}")
+            tell(f"{what}: {100 * done // total} %")
 
     return step
