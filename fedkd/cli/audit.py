@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +15,9 @@ from fedkd import config
 from fedkd.cli.simulate import SET
 from fedkd.config import Scenario
 from fedkd.errors import ConfigError, PrivacyError
+
+if TYPE_CHECKING:
+    from fedkd.report.audit import AuditResult
 
 AUDITED = Annotated[Path | None, typer.Argument(help="scenario file; without one: that of fedkd simulate")]
 
@@ -49,14 +51,15 @@ def audit(
     sizes = replace(sizes, trials=trials or sizes.trials, canaries=canaries or sizes.canaries)
     setting = Setting(chosen, scenario.resolve().parent if scenario else Path.cwd(), sizes, _tell)
     result = run(setting, confidence)
+    record = result.model_dump(mode="json")
     if out is not None:
-        write_json(out, result)
-    print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) if as_json else _text(result))
-    if result["refuted"]:
+        write_json(out, record)
+    print(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) if as_json else _text(result))
+    if result.refuted:
         raise PrivacyError(
-            f"the guarantee does not hold: {len(result['refuted'])} of {len(result['findings'])} lower bounds are "
-            f"above their claims, which a correct program shows with probability {1 - confidence:.2g} at most",
-            where="; ".join(result["refuted"]),
+            f"the guarantee does not hold: {len(result.refuted)} of {len(result.findings)} lower bounds are above "
+            f"their claims, which a correct program shows with probability {1 - confidence:.2g} at most",
+            where="; ".join(finding.audit for finding in result.refuted),
             fix="release nothing with this installation; send the result to its authors",
         )
 
@@ -69,14 +72,13 @@ def _folded(text: str) -> list[str]:
     return textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="    ")
 
 
-def _text(result: Mapping[str, Any]) -> str:
+def _text(result: AuditResult) -> str:
     from fedkd.report.audit import MEANING
 
-    findings = result["findings"]
-    lines = [f"audit of {result['mechanism']}, epsilon {result['epsilon']:g} at delta {result['delta']:g}"]
-    for finding in findings:
-        mark = "  ABOVE ITS CLAIM" if finding["refutes"] else ""
-        seen = ", ".join(f"{key} {value}" for key, value in finding["observed"].items())
-        lines += ["", f"{finding['audit']}{mark}", *_folded(finding["sentence"]), *_folded(f"observed: {seen}")]
-    lines += ["", f"{len(findings)} lower bounds, together at confidence {result['confidence']:g}; {MEANING}"]
-    return "\n".join(lines)
+    lines = [f"audit of {result.mechanism}, epsilon {result.epsilon:g} at delta {result.delta:g}"]
+    for finding in result.findings:
+        mark = "  ABOVE ITS CLAIM" if finding.refutes else ""
+        seen = ", ".join(f"{key} {value}" for key, value in finding.observed.items())
+        lines += ["", f"{finding.audit}{mark}", *_folded(finding.sentence), *_folded(f"observed: {seen}")]
+    together = f"{len(result.findings)} lower bounds, together at confidence {result.confidence:g}; {MEANING}"
+    return "\n".join([*lines, "", *textwrap.wrap(together, 98)])

@@ -71,17 +71,6 @@ class Finding:
             f"threat model: {self.threat_model}; claim {self.claim:.4g}"
         )
 
-    def record(self) -> dict[str, Any]:
-        """JSON-able form."""
-        plain = {name: getattr(self, name) for name in ("audit", "quantity", "confidence", "threat_model")}
-        bounds = {name: _number(getattr(self, name)) for name in ("lower_bound", "claim")}
-        return {**plain, **bounds, "refutes": self.refutes, "sentence": self.sentence, "observed": dict(self.observed)}
-
-
-def _number(value: float) -> float | str:
-    """Strict JSON has no infinity."""
-    return "inf" if math.isinf(value) else value
-
 
 def judge(evidence: Sequence[Evidence], confidence: float) -> list[Finding]:
     """Findings that hold all together at ``confidence``: each at 1 - (1 - confidence) / number (Bonferroni)."""

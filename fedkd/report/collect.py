@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fedkd.data.proxy import ProxySet
 from fedkd.errors import ConfigError, DataError
 from fedkd.privacy.ledger import Ledger
-from fedkd.report.audit import audit_field
+from fedkd.report.audit import AuditResult
 
 LEDGER = "ledger.sqlite"
 AUDIT = "audit.json"
@@ -48,19 +50,16 @@ def config_hash(paths: Sequence[Path]) -> str | None:
         return None
 
 
-def audits(paths: Sequence[Path]) -> list[dict[str, Any]]:
+def audits(paths: Sequence[Path]) -> list[AuditResult]:
     """Results of ``fedkd audit`` that lie in the folders. Raises DataError for a file that is none."""
     return [_audit(path / AUDIT) for path in paths if (path / AUDIT).is_file()]
 
 
-def _audit(file: Path) -> dict[str, Any]:
+def _audit(file: Path) -> AuditResult:
     try:
-        result = json.loads(file.read_bytes())
-        if result["schema"] == 1 and audit_field([result], None):
-            return dict(result)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise DataError("not a result of fedkd audit", where=str(file), fix="write it again, or remove it")
+        return AuditResult.model_validate_json(file.read_bytes())
+    except ValidationError:
+        raise DataError("not a result of fedkd audit", where=str(file), fix="write it again, or remove it") from None
 
 
 def _provenance(file: Path) -> tuple[str, str]:

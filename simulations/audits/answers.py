@@ -29,8 +29,9 @@ from fedkd.privacy.contract import Contract
 from fedkd.rng import generator
 from simulations.audits import client as made_up
 from simulations.audits.gradients import each_gradient, parameters_of, shifted
-from simulations.audits.setting import Setting, charged, epsilon_at, progress
-from simulations.prepare import prepare, private_examples
+from simulations.audits.setting import Setting, claimed, epsilon_at, progress
+from simulations.prepare import build_proxy
+from simulations.split import cut
 
 FLOOR = 1e-4  # of probabilities: float16 has few digits below it
 STEP = 1e-2  # along a candidate's gradient
@@ -41,22 +42,22 @@ Coins = NDArray[np.bool_]
 def answer_evidence(setting: Setting) -> Iterator[Evidence]:
     """The same attack on the scenario's mechanism, and on clients without privacy."""
     with TemporaryDirectory() as folder:
-        attack = _Attack(setting, Path(folder))
+        attack = Attack(setting, Path(folder))
         unprotected = setting.scenario.privacy.model_copy(update={"mechanism": "none"})
         for privacy in (setting.scenario.privacy, unprotected):
             yield attack.evidence(privacy)
 
 
-class _Attack:
+class Attack:
     """Clients of the scenario's data, half of whose records are candidates."""
 
     def __init__(self, setting: Setting, folder: Path) -> None:
         self._setting, self._folder = setting, folder
         setting.tell("membership inference on answers: preparing the scenario's data")
-        prepare(setting.scenario, folder / "federation", setting.base)
-        self._proxy = folder / "federation" / "proxy.safetensors"
+        self._proxy = folder / "proxy.safetensors"
+        build_proxy(setting.scenario, setting.base).save(self._proxy)
         self._view = ProxyView.load(self._proxy)
-        pool = private_examples(folder / "federation", setting.scenario)
+        pool = cut(setting.scenario, setting.base).private
         order = generator(setting.scenario.seed, "audit", "candidates").permutation(len(pool))
         count = min(setting.sizes.targets, len(pool) // 2)
         self._candidates, self._others = pool.take(order[:count]), pool.take(order[count:])
@@ -75,7 +76,7 @@ class _Attack:
         return Evidence(
             f"membership inference on the answers of {privacy.mechanism}",
             epsilon_at(delta),
-            charged(contract, delta) if contract.mechanism != "none" else math.inf,
+            claimed(contract, delta),
             "sees only the answers of every round (black box), and has candidates for the records",
             lambda alpha: guesses.epsilon(alpha, delta),
             vars(guesses) | _power(counted[:, 0], coins[half:].ravel()),

@@ -21,7 +21,7 @@ from fedkd.privacy.contract import Contract
 from fedkd.rng import generator
 from simulations.audits import client as made_up
 from simulations.audits.gradients import Parameters, each_gradient, parameters_of
-from simulations.audits.setting import Setting, charged, epsilon_at
+from simulations.audits.setting import Setting, claimed, epsilon_at
 
 BRIGHT = 30.0  # the one lit pixel of a canary, times the clip: its gradient is clipped, round after round
 SMALL = 1e-4  # of the clip: what a canary moves its weights by in a step, so that none is learned by heart
@@ -38,7 +38,7 @@ def canary_evidence(setting: Setting) -> Iterator[Evidence]:
     yield Evidence(
         "canaries in one run",
         epsilon_at(delta),
-        charged(contract, delta),
+        claimed(contract, delta),
         "knows every record but the canaries' coins, sees the weights of every round (white box), another client's too",
         lambda alpha: guesses.epsilon(alpha, delta),
         vars(guesses) | {"student": run.student.kind},

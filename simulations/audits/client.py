@@ -11,8 +11,8 @@ import torch
 
 from client.agent import Agent
 from fedkd import config, wire
-from fedkd.aggregate.rule import Consensus
 from fedkd.config import ClientConfig, Data, Policy, Privacy, Scenario
+from fedkd.consensus import Consensus
 from fedkd.coordinator import Coordinator, Terms
 from fedkd.data import proxy
 from fedkd.data.proxy import ProxySet

@@ -29,7 +29,7 @@ from fedkd.privacy.noise_audit import (
     shortfall,
 )
 from simulations.audits import client as made_up
-from simulations.audits.setting import Setting, charged
+from simulations.audits.setting import Setting, charged, claimed
 
 VARIANCE = 40
 SAMPLERS: dict[str, tuple[Callable[[NoiseSource, int], NDArray[Any]], float, Cdf]] = {
@@ -144,7 +144,7 @@ def _as_epsilon(setting: Setting, size: Evidence, contract: Contract) -> Evidenc
     return Evidence(
         f"{size.audit}, as Gaussian noise on sums of sensitivity = clip",
         setting.quantity,
-        charged(contract, setting.delta),
+        claimed(contract, setting.delta),
         "knows every record but one and sees the weights of every round (white box)",
         bound,
         size.observed,

@@ -29,7 +29,7 @@ from fedkd.privacy.mechanisms import MECHANISMS
 from fedkd.privacy.noise import NoiseSource, simulation_key
 from fedkd.rng import generator
 from fedkd.wire import Offer
-from simulations.audits.setting import Setting, charged, progress
+from simulations.audits.setting import Setting, claimed, progress
 
 CLASSES, QUERIES = 2, 16
 FEW, MANY, PROXIES = 16, 64, 16  # a quarter of the features for few records, records at once, soft labels
@@ -223,7 +223,7 @@ def paired_evidence(setting: Setting) -> Iterator[Evidence]:
         kinds = [("any mechanism", plain, bound)]
         if all(event.sample_rate == 1 for event in game.contract.events):
             kinds.append(("Gaussian differential privacy", gaussian, gaussian_bound))
-        claim, event = charged(game.contract, setting.delta), game.contract.events[0]
+        claim, event = claimed(game.contract, setting.delta), game.contract.events[0]
         told = f"knows everything but which of the two it is and sees {game.sees}; {event.unit}: {game.neighbours}"
         for kind, errors, lower in kinds:
             name_of_it = f"paired releases of {name}, for {kind}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,6 +72,14 @@ def charged(contract: Contract, delta: float, times: float = 1.0) -> float:
     noise = [max(event.noise_multiplier / times, LEAST_NOISE) for event in contract.events]
     events = contract.schedule(contract.rounds)
     return epsilon([replace(e, noise_multiplier=z) for e, z in zip(events, noise, strict=True)], delta)
+
+
+def claimed(contract: Contract, delta: float) -> float:
+    """What is promised at ``delta``: what the contract charges, at the policy's own delta no more than its limit."""
+    if contract.mechanism == "none":
+        return math.inf
+    spent = charged(contract, delta)
+    return min(spent, contract.limits.epsilon) if delta == contract.limits.delta else spent
 
 
 def progress(tell: Callable[[str], None], what: str, total: int) -> Callable[[int], None]:
