@@ -153,8 +153,8 @@ class Agent:
         except Refused as refused:
             if refused.code is Code.MALFORMED:
                 self._console(
-                    f"client {self.name}: server {server} knows a client of this name with another identity key; if the "
-                    f"state in {self.state} is a new one, it needs a client name of its own"
+                    f"client {self.name}: server {server} knows a client of this name with another identity key; if "
+                    f"the state in {self.state} is a new one, it needs a client name of its own"
                 )
             if refused.code is Code.ROLLED_BACK:
                 self._console(

@@ -9,9 +9,11 @@ from typing import Any, TypedDict
 from fedkd import __version__
 from fedkd.privacy.events import Unit
 from fedkd.report import statements
+from fedkd.report.audit import AuditResult, audited, refutations
 from fedkd.report.mechanisms import mechanisms
+from fedkd.report.numbers import number
 from fedkd.report.schema import VERSION, Agreed, BudgetReport, Charged, Client, Code, Column, Limits
-from fedkd.report.spend import Account, number, spend
+from fedkd.report.spend import Account, spend
 from fedkd.tensors import canonical, digest
 
 DEFAULT_DELTA = 1e-5
@@ -40,9 +42,11 @@ def budget_report(
     provenance: Mapping[str, str] | None = None,
     config_hash: str | None = None,
     public_weights: Sequence[str] = (),
+    audit: Sequence[AuditResult] = (),
 ) -> BudgetReport:
     """The report of client -> LedgerExport. ``delta`` overrules the policies'; ``provenance`` is by proxy hash;
-    ``public_weights`` are the hashes of what networks started from.
+    ``public_weights`` are the hashes of what networks started from; ``audit`` are results of ``fedkd audit``, and one
+    that refutes its claim leaves no guarantee.
 
     Raises PrivacyError if the accountants disagree by more than TOLERANCE, or for events or a delta that they cannot
     account for.
@@ -50,19 +54,22 @@ def budget_report(
     points = max(FEWEST_POINTS, min(POINTS, ALL_POINTS // max(len(exports), 1)))
     clients = {name: _client(name, exports[name], delta, provenance or {}, points) for name in sorted(exports)}
     used = sorted({one["mechanism"] for export in exports.values() for one in export.get("events", ())})
-    units = {unit: _column(unit, clients.values(), used) for unit in UNITS}
+    sources = sources_hash()
+    shown = audited(audit, config_hash, sources)
+    refuted = refutations(shown)
+    units = {unit: _column(unit, clients.values(), used, refuted) for unit in UNITS}
     return BudgetReport(
         schema_version=VERSION,
-        holds=not _simulated(clients.values()) and units["example"].epsilon != "inf",
+        holds=not _simulated(clients.values()) and units["example"].epsilon != "inf" and not refuted,
         units=units,
         trust_models={mechanism: statements.trust(mechanism) for mechanism in used},
         outputs_covered=statements.covered(used),
         outputs_not_covered=statements.not_covered(used),
         floating_point={mechanism: statements.arithmetic(mechanism) for mechanism in used},
-        audit="none run",
+        audit=shown,
         code=Code(
             fedkd=__version__,
-            sources=sources_hash(),
+            sources=sources,
             config_hash=config_hash or "not given",
             public_weights=list(public_weights),
         ),
@@ -80,17 +87,18 @@ def _simulated(clients: Collection[Client]) -> bool:
     return any(client.noise != "os" for client in clients)
 
 
-def _column(unit: Unit, clients: Collection[Client], used: Collection[str]) -> Column:
+def _column(unit: Unit, clients: Collection[Client], used: Collection[str], refuted: Sequence[str]) -> Column:
     charged = [client for client in clients if client.spent[unit].per_round]
     adjacencies = sorted({client.spent[unit].adjacency for client in charged}) or ["add_remove"]
     epsilon = max((float(client.spent[unit].epsilon) for client in charged), default=0.0)
     delta = max((client.delta for client in charged), default=0.0)
     central = any(mechanism in statements.CENTRAL for mechanism in used)
+    promised = statements.guarantee(unit, adjacencies, epsilon, delta, central, _simulated(clients))
     return Column(
         unit=unit,
         adjacencies=adjacencies,
         meaning=statements.UNITS[unit],
-        guarantee=statements.guarantee(unit, adjacencies, epsilon, delta, central, _simulated(clients)),
+        guarantee=statements.refuted(refuted) if refuted else promised,
         epsilon=number(epsilon),
         delta=delta,
     )

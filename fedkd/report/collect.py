@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fedkd.config import ClientConfig, load
 from fedkd.data.proxy import ProxySet
 from fedkd.errors import ConfigError, DataError
 from fedkd.privacy.ledger import Ledger
+from fedkd.report.audit import AuditResult
 
 LEDGER = "ledger.sqlite"
+AUDIT = "audit.json"
 
 
 def ledgers(path: Path) -> dict[Path, dict[str, Any]]:
@@ -57,6 +61,18 @@ def public_weights(paths: Sequence[Path]) -> list[str]:
         if client.exists():
             found |= {load(ClientConfig, client).student.init_hash or ""} - {""}
     return sorted(found)
+
+
+def audits(paths: Sequence[Path]) -> list[AuditResult]:
+    """Results of ``fedkd audit`` that lie in the folders. Raises DataError for a file that is none."""
+    return [_audit(path / AUDIT) for path in paths if (path / AUDIT).is_file()]
+
+
+def _audit(file: Path) -> AuditResult:
+    try:
+        return AuditResult.model_validate_json(file.read_bytes())
+    except ValidationError:
+        raise DataError("not a result of fedkd audit", where=str(file), fix="write it again, or remove it") from None
 
 
 def _provenance(file: Path) -> tuple[str, str]:

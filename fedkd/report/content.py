@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fedkd.privacy.events import Unit
 from fedkd.report import document
+from fedkd.report.audit import sentences
 from fedkd.report.client_content import change, client_section
 from fedkd.report.document import Beside, Bullets, Document, Fields, Paragraph, Part, Section, Table, show
 from fedkd.report.figures import budget_figures
@@ -125,7 +126,7 @@ def _about(report: BudgetReport) -> Fields:
     return Fields(
         (
             *_by_mechanism("floating point", report.floating_point),
-            ("audit", report.audit),
+            *(("" if n else "audit", sentence) for n, sentence in enumerate(sentences(report.audit))),
             ("code", f"fedkd {code.fedkd}, sources {code.sources}"),
             ("configuration", f"config_hash {code.config_hash}"),
             *(

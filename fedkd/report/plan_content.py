@@ -11,8 +11,8 @@ from fedkd.privacy.events import Unit
 from fedkd.report import statements
 from fedkd.report.client_content import change
 from fedkd.report.document import Bullets, Document, Fields, Lines, Part, Section, Series, Table, cleaned, rows, show
+from fedkd.report.numbers import number
 from fedkd.report.planning import Plan, Schedule, over_rounds, warnings, what_if
-from fedkd.report.spend import number
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:

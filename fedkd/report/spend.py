@@ -13,7 +13,8 @@ from fedkd.privacy.blocks import ALL, by_block
 from fedkd.privacy.events import PrivacyEvent, Unit
 from fedkd.privacy.limits import Past
 from fedkd.privacy.units import adjacency, seen_by
-from fedkd.report.schema import Charge, CrossCheck, Limits, Number, Point, Spend
+from fedkd.report.numbers import number
+from fedkd.report.schema import Charge, CrossCheck, Limits, Point, Spend
 
 TOLERANCE = 0.02
 """The largest difference between two accountants at which a report is given at all."""
@@ -75,11 +76,6 @@ def charged(records: Records) -> list[Records]:
             charges.append([])
         charges[-1].append(record)
     return [*charges]
-
-
-def number(epsilon: float) -> Number:
-    """A number that strict JSON can carry."""
-    return "inf" if math.isinf(epsilon) else epsilon
 
 
 def spend(account: Account, unit: Unit, limits: Limits, points: int) -> Spend:

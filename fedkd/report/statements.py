@@ -130,6 +130,11 @@ def guarantee(
     return f"{SIMULATED}{bound}" if simulated else f"{bound[0].upper()}{bound[1:]}"
 
 
+def refuted(audits: Sequence[str]) -> str:
+    """What is promised where audits have shown more than was claimed."""
+    return f"NO GUARANTEE: an audit has shown more than was claimed ({'; '.join(audits)})."
+
+
 def _change(unit: Unit, adjacencies: Collection[Adjacency]) -> str:
     verbs = {"add_remove": "adding or removing", "replace": "replacing"}
     verb = " or ".join(verbs[one] for one in sorted(adjacencies))
