@@ -4,6 +4,7 @@ feature learning", section 3: k-means on whitened patches, triangle coding, aver
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -59,10 +60,21 @@ def _encode(image: Tensor, held: Mapping[str, Tensor]) -> Tensor:
     patches = functional.unfold(image[None], SIDE)[0].T
     seen = (_normalised(patches, held["floor"]) - held["centre"]) @ held["whitening"]
     centroids = held["centroids"]
-    squares = seen.square().sum(1, keepdim=True) - 2 * (seen @ centroids.T) + centroids.square().sum(1)
+    squares = torch.addmm(centroids.square().sum(1), seen, centroids.T, alpha=-2).add_(seen.square().sum(1)[:, None])
     distance = squares.clamp_(min=0).sqrt_()
     triangle = (distance.mean(dim=1, keepdim=True) - distance).clamp_(min=0)
-    return functional.adaptive_avg_pool2d(triangle.T.reshape(1, -1, rows, columns), GRID).flatten()
+    return (_regions(rows, columns) @ triangle).T.flatten()
+
+
+@lru_cache
+def _regions(rows: int, columns: int) -> Tensor:
+    """Means over the 3 × 3 regions of a grid, as a matrix [9, rows · columns]."""
+    each = []
+    for size in (rows, columns):
+        ends = [(part * size // GRID, -(-(part + 1) * size // GRID)) for part in range(GRID)]
+        inside = np.array([[start <= at < stop for at in range(size)] for start, stop in ends], np.float32)
+        each.append(inside / inside.sum(axis=1, keepdims=True))
+    return torch.from_numpy(np.kron(*each))
 
 
 def _sample(proxy: NDArray[np.float32]) -> NDArray[np.float32]:
