@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 FINISHED = "finished:"
 COMPLETED = "finished:completed"
-_ANSWER_SECONDS = 60.0
+_ANSWER_SECONDS = 180.0
 _REASON_LIMIT = 2000
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _BANNER = "Using SuperLink:"

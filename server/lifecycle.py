@@ -21,7 +21,7 @@ from fedkd.errors import FedkdError
 from fedkd.logs import Form
 from fedkd.processes import holder
 
-_START_SECONDS = 120.0
+_START_SECONDS = 180.0
 _POLL_SECONDS = 0.2
 
 
@@ -66,7 +66,9 @@ def detach(path: Path, log: Form = "text") -> int:
         if process.poll() is not None or time.monotonic() > deadline:
             raise FedkdError("the server did not start", where=str(place.log), fix=_last_line(place.log))
         time.sleep(_POLL_SECONDS)
-    return process.pid
+    number = process.pid
+    process.returncode = 0  # it is meant to outlive this process, which Popen would warn of
+    return number
 
 
 def status(path: Path) -> tuple[bool, str]:

@@ -50,7 +50,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 _SILENCE_LIMIT = 60  # attempts, each of a few seconds: far longer than a SuperLink takes to start again
 _LOOPBACK_DAYS = 3650
 

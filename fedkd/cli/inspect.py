@@ -120,7 +120,9 @@ def predict(
 
 
 @settings.command("schema")
-def schema(kind: Annotated[str, typer.Argument(help="scenario | server | client | policy")] = "scenario") -> None:
+def schema(
+    kind: Annotated[str, typer.Argument(help="scenario | server | client | relay | policy")] = "scenario",
+) -> None:
     """Print the JSON schema of a configuration file."""
     if kind not in config.KINDS:
         raise ConfigError(f"there is no configuration called {kind!r}", fix=f"use one of {', '.join(config.KINDS)}")
@@ -131,7 +133,7 @@ def schema(kind: Annotated[str, typer.Argument(help="scenario | server | client 
 def show(
     path: Annotated[Path | None, typer.Argument(help="configuration file")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key")] = None,
-    kind: Annotated[str, typer.Option(help="scenario | server | client | policy")] = "scenario",
+    kind: Annotated[str, typer.Option(help="scenario | server | client | relay | policy")] = "scenario",
 ) -> None:
     """Check a configuration and print it with every default filled in."""
     if kind not in config.KINDS:

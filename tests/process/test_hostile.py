@@ -42,8 +42,8 @@ from fedkd.flower import exchange, node_ids
 
 def serve(grid, config):
     orders = (Path(config).parent / "orders.json").read_bytes()
-    nodes = node_ids(grid, minimum=1, timeout=240)
-    [outcome] = exchange(grid, "answer", {node: orders for node in nodes}, 240).values()
+    nodes = node_ids(grid, minimum=1, timeout=600)
+    [outcome] = exchange(grid, "answer", {node: orders for node in nodes}, 600).values()
     (Path(config).parent / "report.json").write_bytes(outcome)
 """
 
