@@ -96,10 +96,19 @@ class Agent:
                 # it would tell how long the training took; the stored answer leaves at the offset of the next request
                 message = Refusal(self.name, Code.LATE)
                 reply = wire.encode(message)
-            self.journal.note(method, message, reply)
+            reply = self._noted(method, message, reply)
         if due is not None:
             self._sleep(max(0.0, began + due - self._clock()))
         return reply
+
+    def _noted(self, method: str, message: Message, reply: bytes) -> bytes:
+        """The reply, once it is in the journal: what cannot be written down does not leave."""
+        try:
+            self.journal.note(method, message, reply)
+            return reply
+        except OSError:
+            self._tell()
+            return wire.encode(Refusal(self.name, Code.FAILED))
 
     def _reply(self, method: str, payload: bytes) -> tuple[bytes, Message, float | None]:
         """Reply, and the offset after the request at which the policy lets it go."""

@@ -111,7 +111,7 @@ def _after(schedule: Schedule, path: Path, delta: float | None) -> tuple[Schedul
     limits = limits_of(None, export["contracts"])
     known = schedule.delta if delta is not None or limits.delta is None else limits.delta
     after = replace(
-        schedule, delta=known, past=past_of(export["events"], export["contracts"]),
+        schedule, delta=known, past=past_of(export),
         client_limit=limits.client, lifetime_limit=limits.one_example_in_each_block,
     )  # fmt: skip
     return after, limits.of(after.cost.unit)

@@ -176,7 +176,8 @@ def allows(policy: Policy, contract: Contract) -> bool:
     allowed = contract.mechanism in (policy.mechanism, *policy.also)
     loud = contract.mechanism == "none" or all(e.noise_multiplier >= policy.min_noise for e in contract.events)
     shards = contract.mechanism != "votes" or contract.shards == policy.shards
-    few = policy.max_answers is None or contract.queries <= policy.max_answers
+    few = contract.rounds <= policy.max_rounds
+    few &= policy.max_answers is None or contract.queries <= policy.max_answers
     return agreed == (_training(policy), policy.delta, policy.noise) and within and allowed and loud and shards and few
 
 

@@ -74,8 +74,9 @@ def export(chain: Chain) -> dict[str, Any]:
                     "bytes": done["bytes"] if done and not part else 0,
                 }
             )
-    lost = {"state": "lost", "run": None, "round": None, "part": 0, "digest": None, "bytes": 0}
-    events += [{**event, **lost} for body in chain.bodies(RECOVER) for event in body["events"]]
+    lost = {"state": "lost", "run": None, "round": None, "digest": None, "bytes": 0}
+    for body in chain.bodies(RECOVER):
+        events += [{**event, **lost, "part": part} for part, event in enumerate(body["events"])]
     contracts = [{"hash": body["hash"], **body["contract"]} for body in chain.bodies(CONTRACT)]
     known = past(chain)
     return {

@@ -13,7 +13,7 @@ from fedkd.report.audit import AuditResult, audited, refutations
 from fedkd.report.mechanisms import mechanisms
 from fedkd.report.numbers import number
 from fedkd.report.schema import VERSION, Agreed, BudgetReport, Charged, Client, Code, Column, Limits
-from fedkd.report.spend import Account, spend
+from fedkd.report.spend import Account, past_of, spend
 from fedkd.tensors import canonical, digest
 
 DEFAULT_DELTA = 1e-5
@@ -32,6 +32,8 @@ class LedgerExport(TypedDict, total=False):
     noise: str
     head: str
     contracts: Sequence[Mapping[str, Any]]
+    begun: int
+    first: Sequence[Mapping[str, Any]]
     events: Sequence[Mapping[str, Any]]
 
 
@@ -108,7 +110,7 @@ def _client(name: str, export: LedgerExport, delta: float | None, provenance: Ma
     records, contracts = list(export.get("events", ())), list(export.get("contracts", ()))
     limits = limits_of(export.get("policy"), contracts)
     delta = (limits.delta or DEFAULT_DELTA) if delta is None else delta
-    account = Account.of(name, records, contracts, delta)
+    account = Account.of(name, export, delta)
     noise = _noise(export, contracts)
     return Client(
         delta=delta,
@@ -117,7 +119,7 @@ def _client(name: str, export: LedgerExport, delta: float | None, provenance: Ma
         charged=_charged(account),
         bytes_released=sum(int(record.get("bytes") or 0) for record in records),
         mechanisms=[part for contract in contracts for part in mechanisms(contract)],
-        adaptivity=statements.adaptivity(len(contracts), account.events),
+        adaptivity=statements.adaptivity(past_of(export).contracts, account.events),
         noise=noise,
         randomness=statements.RANDOMNESS.get(noise, statements.UNKNOWN_NOISE),
         proxies={str(c["proxy"]): provenance.get(str(c["proxy"]), "not given") for c in contracts},

@@ -33,11 +33,11 @@ class Account:
     accountant: Accountant
 
     @classmethod
-    def of(cls, client: str, records: Records, contracts: Records, delta: float) -> Account:
+    def of(cls, client: str, export: Mapping[str, Any], delta: float) -> Account:
         """Of what a ledger exports."""
-        past = past_of(records, contracts)
+        past = past_of(export)
         accountant = past.accountant((), delta, another=False)
-        return cls(client, charged(records), past.events, delta, accountant)
+        return cls(client, charged(export.get("events", ())), past.events, delta, accountant)
 
     def epsilon(self, unit: Unit, events: Iterable[PrivacyEvent]) -> float:
         """Of some of the events, as a unit sees them."""
@@ -52,11 +52,15 @@ class Account:
         return {block: self.epsilon(unit, some) for block, some in self.blocks(unit, events).items()}
 
 
-def past_of(records: Records, contracts: Records) -> Past:
+def past_of(export: Mapping[str, Any]) -> Past:
     """What an exported ledger has charged, equal events taken together."""
+    contracts = export.get("contracts", ())
     first = [PrivacyEvent.from_record(event) for event in contracts[0]["events"]] if contracts else []
-    schedule = tuple(replace(event, steps=event.steps * contracts[0]["rounds"]) for event in first)
-    return Past(tuple(merge(map(PrivacyEvent.from_record, records))), len(contracts), schedule)
+    schedule = [replace(event, steps=event.steps * contracts[0]["rounds"]) for event in first]
+    if "first" in export:  # a ledger that has been recovered counts what was lost as a contract, and may begin with it
+        schedule = [PrivacyEvent.from_record(event) for event in export["first"]]
+    events = merge(map(PrivacyEvent.from_record, export.get("events", ())))
+    return Past(tuple(events), export.get("begun", len(contracts)), tuple(schedule))
 
 
 def merge(events: Iterable[PrivacyEvent]) -> list[PrivacyEvent]:
