@@ -30,7 +30,11 @@ def test_a_client_under_anothers_key_is_not_asked(tmp_path: Path) -> None:
     try:
         with engine.grid() as grid, pytest.raises(ClientFailure, match="is client-1, with the node key of client-7"):
             Loop(
-                grid, setting, ProxyView.load(tmp_path / "proxy.safetensors", tmp_path), RunDirectory(tmp_path / "run"), None
+                grid,
+                setting,
+                ProxyView.load(tmp_path / "proxy.safetensors", tmp_path),
+                RunDirectory(tmp_path / "run"),
+                None,
             ).run()
     finally:
         engine.close()
