@@ -19,6 +19,8 @@ from fedkd.report.schema import Charge, CrossCheck, Limits, Point, Spend
 TOLERANCE = 0.02
 """The largest difference between two accountants at which a report is given at all."""
 
+SAME = ("mechanism", "noise_multiplier", "sample_rate", "unit", "adjacency")
+
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -59,17 +61,19 @@ def past_of(export: Mapping[str, Any]) -> Past:
     schedule = [replace(event, steps=event.steps * contracts[0]["rounds"]) for event in first]
     if "first" in export:  # a ledger that has been recovered counts what was lost as a contract, and may begin with it
         schedule = [PrivacyEvent.from_record(event) for event in export["first"]]
-    events = merge(map(PrivacyEvent.from_record, export.get("events", ())))
+    events = merge(export.get("events", ()))
     return Past(tuple(events), export.get("begun", len(contracts)), tuple(schedule))
 
 
-def merge(events: Iterable[PrivacyEvent]) -> list[PrivacyEvent]:
-    """Equal events as one, with the steps of all: composition commutes."""
-    steps: dict[PrivacyEvent, int] = {}
-    for event in events:
-        key = replace(event, steps=1)
-        steps[key] = steps.get(key, 0) + event.steps
-    return [replace(event, steps=count) for event, count in steps.items()]
+def merge(records: Iterable[Mapping[str, Any]]) -> list[PrivacyEvent]:
+    """The events of exported rows, equal ones as one with the steps of all: composition commutes."""
+    rows: dict[tuple[object, ...], Mapping[str, Any]] = {}
+    steps: dict[tuple[object, ...], int] = {}
+    for record in records:
+        key = (*(record[name] for name in SAME), *record["blocks"])
+        rows.setdefault(key, record)
+        steps[key] = steps.get(key, 0) + record["steps"]
+    return [PrivacyEvent.from_record({**row, "steps": steps[key]}) for key, row in rows.items()]
 
 
 def charged(records: Records) -> list[Records]:
@@ -122,7 +126,7 @@ def _per_round(account: Account, unit: Unit, points: int) -> list[Charge]:
     stride = math.ceil(len(charges) / points) or 1
     for count in range(len(charges) % stride or stride, len(charges) + 1, stride):
         new = (row for charge in charges[max(count - stride, 0) : count] for row in charge)
-        events = merge([*events, *map(PrivacyEvent.from_record, new)])
+        events = merge([*(event.record() for event in events), *new])
         spent = max(account.by_block(unit, events).values())
         about = {key: charges[count - 1][0][key] for key in ("run", "round", "state")}
         rounds.append(Charge(charge=count, **about, epsilon=number(spent)))
