@@ -34,8 +34,11 @@ SMALL = [
     "teacher.steps=10", "training.distil_steps=5", "baselines=false",
 ]  # fmt: skip
 SMALLER = {
-    "simulate": ["--workers", "1"], "prepare": [], "proxy": [], "audit": ["--quick", "--trials", "20", "--canaries", "20"]
-}  # fmt: skip
+    "simulate": ["--workers", "1"],
+    "prepare": [],
+    "proxy": [],
+    "audit": ["--quick", "--trials", "20", "--canaries", "20"],
+}
 
 
 @dataclass(frozen=True)
