@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+AUDITS = ("tests/property/test_audit.py", "tests/golden/test_audit.py", "tests/unit/test_audit_report.py")
 PURE = ("tests/unit/test_discrete.py", "tests/property/test_integers.py", "tests/property/test_sum.py")
 COPIED = (
     *("fedkd", "client", "server", "simulations", "tests/guards", "tests/distill", "tests/data", "pyproject.toml"),
     *("tests/__init__.py", "tests/builders.py", "tests/conftest.py", "tests/golden/test_pate.py", *PURE),
+    *("tests/exports.py", *AUDITS),
 )
 SLOW_IMPORTS = (
     "torch",
@@ -274,6 +276,12 @@ MUTANTS = (
     _m("all data dropped for one record of the proxy set", "client/learner.py", "np.flatnonzero(~public)", "np.flatnonzero(~public & ~public.any())", RELEASE, DROPPED),
     _m("exception out of the agent", AGENT, "        except (Exception, SystemExit):  # user", "        except ValueError:  # user", RELEASE, "test_each_request_is_refused_with_its_own_word", "test_noise_on_the_line_is_refused"),
     _m("every traceback on the console", AGENT, "        self._failed = True\n", "", RELEASE, "test_the_console_has_the_first_traceback_and_then_a_line"),
+    # -- the audit
+    _m("audits not corrected for their number", "fedkd/privacy/audit.py", "alpha = (1 - confidence) / max(1, len(evidence))", "alpha = 1 - confidence", AUDITS[0], "test_bounds_hold_together_at_the_confidence_of_the_family"),
+    _m("rules chosen on what is counted", "fedkd/privacy/audit.py", "choose_rule(negative[:cut_n], positive[:cut_p], bound)", "choose_rule(negative[cut_n:], positive[cut_p:], bound)", AUDITS[0], "test_paired_bounds_of_a_gaussian_stay_below_its_epsilon"),
+    _m("error rates without confidence limits", "fedkd/privacy/audit.py", "np.where(failures > 0, betainccinv(np.add(successes, 1.0), np.maximum(failures, 1.0), alpha), 1.0)", "(np.add(successes, 0.5)) / np.add(trials, 1.0)", AUDITS[0], "test_paired_bounds_of_a_gaussian_stay_below_its_epsilon"),
+    _m("delta of one run forgotten", "fedkd/privacy/audit.py", "tail + 2 * self.canaries * delta *", "tail + 0 * delta *", AUDITS[1], "test_the_p_value_of_guesses_is_the_published_one"),
+    _m("a claim that an audit refutes still holds", "fedkd/report/budget.py", ' != "inf" and not refuted,', ' != "inf",', AUDITS[2], "test_an_audit_above_its_claim_leaves_no_guarantee"),
     _m("sums in floating point", "fedkd/aggregate/mean.py", "fixed = np.rint(rows.astype(np.float64) * SCALE).astype(np.int64)", "fixed = rows.astype(np.float64)", RELEASE, "test_answers_in_any_order_give_the_same_bytes"),
     # -- what turns cells into inputs
     _m("scales fitted on private rows", "simulations/split.py", "encoding.fitted(data, train.x[parts.proxy])", "encoding.fitted(data, train.x)", ENCODING, "test_no_private_row_changes_the_proxy_set_or_its_encoding"),

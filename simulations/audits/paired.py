@@ -219,16 +219,15 @@ def paired_evidence(setting: Setting) -> Iterator[Evidence]:
     """Two bounds a game: for any mechanism and, where Gaussian differential privacy is claimed, for that."""
     for name, make in GAMES.items():
         game = make(setting)
-        negative, positive = _play(setting, name, game)
-        (plain, bound), (gaussian, gaussian_bound) = paired_bounds(negative, positive, setting.delta)
-        kinds = [("any mechanism", plain, bound)]
-        if all(event.sample_rate == 1 for event in game.contract.events):
-            kinds.append(("Gaussian differential privacy", gaussian, gaussian_bound))
+        bounds = paired_bounds(*_play(setting, name, game), setting.delta)
+        kinds = dict(zip(("any mechanism", "Gaussian differential privacy"), bounds, strict=True))
+        if any(event.sample_rate < 1 for event in game.contract.events):
+            del kinds["Gaussian differential privacy"]
         claim, event = claimed(game.contract, setting.delta), game.contract.events[0]
         told = f"knows everything but which of the two it is and sees {game.sees}; {event.unit}: {game.neighbours}"
-        for kind, errors, lower in kinds:
-            name_of_it = f"paired releases of {name}, for {kind}"
-            yield Evidence(name_of_it, setting.quantity, claim, told, lower, vars(errors))
+        for kind, (errors, bound) in kinds.items():
+            audit = f"paired releases of {name}, for {kind}"
+            yield Evidence(audit, setting.quantity, claim, told, bound, vars(errors))
 
 
 def _play(setting: Setting, name: str, game: Game) -> tuple[Scores, Scores]:

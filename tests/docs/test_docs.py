@@ -33,7 +33,12 @@ SMALL = [
     "clients=2", "rounds=2", "privacy.steps=2", "proxy.size=60", "proxy.tune_size=20", "features.components=8",
     "teacher.steps=10", "training.distil_steps=5", "baselines=false",
 ]  # fmt: skip
-SMALLER = {"simulate": ["--workers", "1"], "prepare": [], "proxy": []}
+SMALLER = {
+    "simulate": ["--workers", "1"],
+    "prepare": [],
+    "proxy": [],
+    "audit": ["--quick", "--trials", "20", "--canaries", "20"],
+}
 
 
 @dataclass(frozen=True)
