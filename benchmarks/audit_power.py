@@ -89,31 +89,20 @@ def less_noise(times: float) -> Plant:
     return plant
 
 
-def less_sensitivity(times: Callable[[Any], float]) -> Plant:
-    """Noise on answers, sums and votes is sized for a sensitivity that is so many times too small."""
+def less_sensitivity(times: Callable[[Any], int]) -> Plant:
+    """Noise on answers, sums and votes is sized for a squared sensitivity that is so many times too small."""
 
     def plant(stack: ExitStack) -> None:
         def wrong(mechanism: Any, policy: Any, offer: Any, block: str) -> Cost:
             cost = cost_of(mechanism, policy, offer, block)
             if mechanism in ("dp_sgd", "none"):
                 return cost
-            factor = times(offer)
-            parts = (replace(p, sensitivity=p.sensitivity and p.sensitivity / factor) for p in cost.parts)
+            parts = (replace(p, squared=p.squared and max(1, p.squared // times(offer))) for p in cost.parts)
             return replace(cost, parts=tuple(parts))
 
         stack.enter_context(patch.object(contract, "cost_of", wrong))
 
     return plant
-
-
-def one_round_accounted(stack: ExitStack) -> None:
-    """Noise is calibrated as if the run had a single round."""
-    sized = contract._noise
-
-    def wrong(offer: Any, *rest: Any) -> float:
-        return sized(replace(offer, rounds=1), *rest)
-
-    stack.enter_context(patch.object(contract, "_noise", wrong))
 
 
 def key_without(what: str) -> Plant:
@@ -184,12 +173,9 @@ BUGS: dict[str, Bug] = {
     "none: the code as it is": Bug(lambda stack: None, (TRAINING, ANSWERS)),
     "clip forgotten": Bug(clip_forgotten),
     "noise √2 too small in DP-SGD": Bug(less_noise(math.sqrt(2))),
-    "√2 forgotten in gaussian, sum and votes": Bug(less_sensitivity(lambda offer: math.sqrt(2)), (ANSWERS,)),
-    "√q forgotten in gaussian, sum and votes": Bug(
-        less_sensitivity(lambda offer: math.sqrt(offer.queries)), (ANSWERS,)
-    ),
+    "√2 forgotten in gaussian, sum and votes": Bug(less_sensitivity(lambda offer: 2), (ANSWERS,)),
+    "√q forgotten in gaussian, sum and votes": Bug(less_sensitivity(lambda offer: offer.queries), (ANSWERS,)),
     "no noise in DP-SGD": Bug(less_noise(1e9)),
-    "noise calibrated for one round of five": Bug(one_round_accounted),
     "noise shared by clients": Bug(key_without("client")),
     "noise shared by rounds": Bug(key_without("round")),
     "empty sample skipped": Bug(empty_skipped),

@@ -122,7 +122,6 @@ def test_paired_releases_find_noise_that_is_sized_for_less(bug: str) -> None:
     [
         ("noise √2 too small in DP-SGD", "size"),
         ("no noise in DP-SGD", "size"),
-        ("noise calibrated for one round of five", "size"),
         ("empty sample skipped", "size"),
         ("noise shared by clients", "dependence"),
         ("noise shared by rounds", "dependence"),

@@ -51,7 +51,7 @@ def test_a_bound_above_its_claim_ends_with_an_error(
 ) -> None:
     def forgets_the_number_of_queries(*arguments: Any) -> Any:
         cost = cost_of(*arguments)
-        return replace(cost, parts=tuple(replace(part, sensitivity=1.0) for part in cost.parts))
+        return replace(cost, parts=tuple(replace(part, squared=2) for part in cost.parts))
 
     monkeypatch.setattr(contract, "cost_of", forgets_the_number_of_queries)
     code, out, err = fedkd("audit", *FEW, *GAUSSIAN, "--json", "--out", tmp_path / "a.json")
