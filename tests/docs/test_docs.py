@@ -162,7 +162,7 @@ def anchor_of(heading: str) -> str:
 def test_the_index_names_every_page() -> None:
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     for page in PAGES[1:]:
-        assert page.name == "index.md" or f"({page.name})" in index
+        assert page.name == "index.md" or f"{page.name})" in index
 
 
 @pytest.mark.parametrize(("marker", "end"), [("run-command", "fedkd simulate"), ("test-command", "pytest")])

@@ -27,8 +27,8 @@ def test_an_audit_says_bound_confidence_threat_model_and_claim_of_everything(fed
     code, out, err = fedkd("audit", *FEW, *GAUSSIAN)
     assert code == 0, err
     said = " ".join(out.split())
-    number = out.count("lower bound ")
-    assert number == said.count("threat model:") == said.count("at confidence 0.99") == said.count("; claim ") > 10
+    number = said.count("threat model:")
+    assert said.count("lower bound ") >= number == said.count("at confidence 0.99") == said.count("; claim ") > 10
     assert f"{number} lower bounds, together at confidence 0.999" in said and "verifies nothing" in said
     assert "verified" not in said
     assert "· paired releases of votes" in err
