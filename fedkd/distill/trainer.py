@@ -98,6 +98,11 @@ class PlainSteps:
                 p.grad = gradient if p.grad is None else p.grad + gradient
 
 
+def public_order(seed: int) -> torch.Generator:
+    """The order in which proxy examples come; anybody can compute it."""
+    return torch.Generator().manual_seed(derive(seed, "public batches") % 2**63)
+
+
 class Distillation:
     """What the proxy examples x [n, ...] should be answered with, and the terms by which a network learns it.
 
@@ -115,7 +120,7 @@ class Distillation:
         project: nn.Module | None = None,
     ) -> None:
         self._x, self._targets, self._objective, self._project = x, targets, objective, project
-        self._order = torch.Generator().manual_seed(derive(seed, "public batches") % 2**63)
+        self._order = public_order(seed)
         self._random = torch.Generator().manual_seed(derive(seed, "perturbations"))
         self._size = perturbation * float(x.std()) if "perturbed" in objective.needs else 0.0
 

@@ -23,7 +23,7 @@ from simulations.audits import client as made_up
 from simulations.audits.gradients import Parameters, each_gradient, parameters_of
 from simulations.audits.setting import Setting, claimed, epsilon_at
 
-BRIGHT = 30.0  # the one lit pixel of a canary, times the clip: its gradient is clipped, round after round
+BRIGHT = 10.0  # a canary over a proxy example, in length, times the clip: its gradient is clipped, round after round
 SMALL = 1e-4  # of the clip: what a canary moves its weights by in a step, so that none is learned by heart
 
 
@@ -53,7 +53,7 @@ class _Run:
         side = max(8, math.ceil(math.sqrt(setting.sizes.canaries)))
         self._public = made_up.made_up_proxies(side)
         self._public.save(folder / "proxy.safetensors")
-        self._canaries = _lit(setting.sizes.canaries, side, BRIGHT * setting.scenario.privacy.clip)
+        self._canaries = _lit(setting.sizes.canaries, side, BRIGHT * side * setting.scenario.privacy.clip)
         first = setting.scenario.students[0]
         # in convolutions all canaries share their weights, and none could be told from the others
         self.student = Student(kind="linear") if first.kind == "cnn" else first

@@ -21,7 +21,7 @@ from fedkd.aggregate import sum as modular
 from fedkd.aggregate.votes import UNANSWERED, confident_gnmax, gnmax
 from fedkd.config import Mechanism, Policy, StudentTerms
 from fedkd.distill.losses import Objective, Targets
-from fedkd.distill.trainer import Distillation, Labelled, Optimiser, learn_round
+from fedkd.distill.trainer import Distillation, Labelled, Optimiser, learn_round, public_order
 from fedkd.privacy.audit import Evidence, Scores, paired_bounds
 from fedkd.privacy.contract import Contract, draw_up
 from fedkd.privacy.limits import Past
@@ -32,9 +32,11 @@ from fedkd.wire import Offer
 from simulations.audits.setting import Setting, claimed, progress
 
 CLASSES, QUERIES = 2, 16
-FEW, MANY, PROXIES = 16, 64, 16  # a quarter of the features for few records, records at once, soft labels
+FEATURES, MANY, PROXIES = 128, 64, 16
+KNOWN, SECRET, NOTHING = 0, 1, slice(2, 120)  # features of the others, of the one record, and of nobody
 LOUD = 1e3  # length of the features, so that every gradient is clipped
-STEEP: StudentTerms = {"kl": 10.0}
+STEEP: StudentTerms = {"kl": 10.0}  # their public gradient, if it were not kept apart, would dwarf a private one
+FEW_TRIALS = 0.3  # so many times the trials where a mistake shows in any one of them
 BATCH = 500  # releases side by side
 CHEAP = 40  # so many times the trials for mechanisms that train nothing
 NOBODY = "0" * 64
@@ -68,30 +70,48 @@ def contract_of(setting: Setting, mechanism: Mechanism, aggregate: str) -> Contr
 # -- one example: DP-SGD -----------------------------------------------------------------------------------------------
 
 
-def few_records(setting: Setting, make: Callable[[int], nn.Module]) -> Game:
-    """One step on one example or on two, beside soft labels that a hostile server has chosen: whatever depends on the
-    number of examples, or mixes them with the proxies, shows here."""
-    step = _Step(contract_of(setting, "dp_sgd", "mean"), make(4 * FEW))
+def one_or_two(setting: Setting, make: Callable[[int], nn.Module]) -> Game:
+    """One step on one example or on two: what depends on their number shows here."""
+    step = _Step(contract_of(setting, "dp_sgd", "mean"), make(FEATURES))
+    both = torch.stack([step.along(KNOWN), step.along(SECRET)])
 
     def release(secret: bool, noise: NoiseSource) -> Scores:
-        weight, bias = step.update([0, 1] if secret else [0], noise)
-        signal, nothing = weight[0, 1] - weight[1, 1], weight[:, 2 : 3 * FEW]
+        weight, bias = step.update(both if secret else both[:1], noise)
+        signal = weight[0, SECRET] - weight[1, SECRET]
         # where the second example would show, and how much noise there is where nothing but noise can be
-        return np.array([[signal, signal + bias[0] - bias[1], np.square(nothing).sum()]])
+        return np.array([[signal, signal + bias[0] - bias[1], np.square(weight[:, NOTHING]).sum()]])
 
-    neighbours = "one or two records with gradients far above the clip, beside soft labels of a hostile server"
-    return Game(step.contract, release, neighbours, "the weights after one step that spends everything", 1, 0.3)
+    neighbours = "one or two records with gradients far above the clip"
+    return Game(step.contract, release, neighbours, "the weights after one step that spends everything", 1, FEW_TRIALS)
+
+
+def beside_labels(setting: Setting, make: Callable[[int], nn.Module]) -> Game:
+    """A record before others, each of which a hostile server's soft labels pull the other way: were examples paired
+    with proxies, all the others would meet another proxy."""
+    step = _Step(contract_of(setting, "dp_sgd", "mean"), make(FEATURES))
+    turns = torch.stack([step.along(KNOWN), torch.zeros(FEATURES)]).repeat(PROXIES // 2, 1)
+    step.proxies = turns[torch.argsort(torch.randperm(PROXIES, generator=public_order(0)))]
+    with_secret = torch.cat([step.along(SECRET)[None], turns[:-1]])
+
+    def release(secret: bool, noise: NoiseSource) -> Scores:
+        weight, _ = step.update(with_secret if secret else turns[:-1], noise)
+        signal: Scores = (weight[0] - weight[1])[None, [KNOWN, SECRET]]
+        return signal
+
+    neighbours = "one record more or less among others, beside soft labels of a hostile server"
+    return Game(step.contract, release, neighbours, "the weights after one step that spends everything", 1, FEW_TRIALS)
 
 
 def many_records(setting: Setting, make: Callable[[int], nn.Module]) -> Game:
     """Steps on records of which each takes part by a coin, and each in weights of its own: many releases at once, which
     measure sensitivity over noise finely."""
-    step = _Step(contract_of(setting, "dp_sgd", "mean"), make(2 * MANY))
+    step = _Step(contract_of(setting, "dp_sgd", "mean"), make(FEATURES))
+    records = torch.stack([step.along(feature) for feature in range(MANY)])
     coins = generator(setting.scenario.seed, "audit", "records")
 
     def release(secret: bool, noise: NoiseSource) -> Scores:
         included = coins.random(MANY) < 0.5
-        weight, _ = step.update(np.flatnonzero(included).tolist(), noise)
+        weight, _ = step.update(records[torch.from_numpy(included)], noise)
         signal: Scores = (weight[0] - weight[1])[:MANY][included == secret, None]
         return signal
 
@@ -101,28 +121,29 @@ def many_records(setting: Setting, make: Callable[[int], nn.Module]) -> Game:
 
 
 class _Step:
-    """Takes one step of DP-SGD from always the same weights. Example i has the one feature i, and label 0."""
+    """Takes one step of DP-SGD from always the same weights, on examples with label 0, beside ``proxies`` whose soft
+    labels say 1."""
 
     def __init__(self, contract: Contract, network: nn.Module) -> None:
         self.contract, self._network = contract, network
         self._start = {name: value.clone() for name, value in network.state_dict().items()}
         (self._weight,) = (p for p in network.parameters() if p.dim() == 2)
         (self._bias,) = (p for p in network.parameters() if p.dim() == 1)
-        self._x = LOUD * torch.eye(self._weight.shape[1])
+        self.proxies = self.along(FEATURES - 1).repeat(PROXIES, 1)
 
-    def update(self, examples: list[int], noise: NoiseSource) -> tuple[Scores, Scores]:
+    def along(self, feature: int) -> Tensor:
+        """An example with this feature alone."""
+        return LOUD * torch.eye(FEATURES)[feature]
+
+    def update(self, x: Tensor, noise: NoiseSource) -> tuple[Scores, Scores]:
         """What the step adds to weight [classes, features] and bias [classes]."""
         self._network.load_state_dict(self._start)
-        data = Labelled(self._x[examples], torch.zeros(len(examples), dtype=torch.int64))
-        learn_round(self._network, data, self.contract, Optimiser(1.0, 0.0), noise, self._labels(), {})
+        wrong = torch.tensor([[0.0, 1.0]]).repeat(PROXIES, 1)
+        labels = Distillation(self.proxies, Targets(wrong, 1.0), Objective(STEEP), seed=0)
+        data = Labelled(x, torch.zeros(len(x), dtype=torch.int64))
+        learn_round(self._network, data, self.contract, Optimiser(1.0, 0.0), noise, labels, {})
         weight, bias = (p.detach().double().numpy().copy() for p in (self._weight, self._bias))
         return weight, bias
-
-    def _labels(self) -> Distillation:
-        """Proxies in the last features, and labels with a public gradient that, if it were not kept apart, would dwarf
-        the private one."""
-        wrong = torch.tensor([[0.0, 1.0]]).repeat(PROXIES, 1)
-        return Distillation(self._x[-PROXIES:], Targets(wrong, 1.0), Objective(STEEP), seed=0)
 
 
 class _Outside(nn.Module):
@@ -201,9 +222,11 @@ def _by_release(*values: NDArray[Any]) -> Scores:
 
 
 GAMES: dict[str, Callable[[Setting], Game]] = {
-    "dp_sgd with ghost clipping, few records": lambda setting: few_records(setting, _zeroed),
+    "dp_sgd with ghost clipping, one or two records": lambda setting: one_or_two(setting, _zeroed),
+    "dp_sgd with ghost clipping, beside soft labels": lambda setting: beside_labels(setting, _zeroed),
     "dp_sgd with ghost clipping, many records": lambda setting: many_records(setting, _zeroed),
-    "dp_sgd with hooks, few records": lambda setting: few_records(setting, _Outside),
+    "dp_sgd with hooks, one or two records": lambda setting: one_or_two(setting, _Outside),
+    "dp_sgd with hooks, beside soft labels": lambda setting: beside_labels(setting, _Outside),
     "dp_sgd with hooks, many records": lambda setting: many_records(setting, _Outside),
     "gaussian": gaussian,
     "sum": summed,
