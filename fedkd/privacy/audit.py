@@ -110,7 +110,7 @@ class Errors:
 
     def epsilon(self, alpha: float, delta: float) -> Any:
         """For any mechanism: TPR <= e^epsilon FPR + delta, and the same for negatives (Kairouz, Oh & Viswanath 2015,
-        arXiv:1311.0776, theorem 2.1); 0 where nothing is shown."""
+        arXiv:1311.0776, section 2); 0 where nothing is shown."""
         fpr, fnr = self.limits(alpha)
         with np.errstate(divide="ignore", invalid="ignore"):
             odds = np.maximum((1 - fnr - delta) / fpr, (1 - fpr - delta) / fnr)
@@ -118,7 +118,7 @@ class Errors:
 
     def mu(self, alpha: float) -> Any:
         """For a mechanism that claims mu-GDP: mu >= Phi^-1(1 - FPR) - Phi^-1(FNR) (Nasr et al. 2023,
-        arXiv:2302.07956, section 4); 0 where nothing is shown."""
+        arXiv:2302.07956); 0 where nothing is shown."""
         fpr, fnr = self.limits(alpha)
         return np.maximum(-ndtri(fpr) - ndtri(fnr), 0.0)
 
@@ -199,7 +199,7 @@ class Guesses:
 
     def p_value(self, epsilon: float, delta: float) -> float:
         """At least the probability of so many right guesses against an (epsilon, delta)-DP mechanism, add/remove
-        (Steinke, Nasr & Jagielski 2023, arXiv:2305.08846, theorem 5.2).
+        (Steinke, Nasr & Jagielski 2023, arXiv:2305.08846, the main theorem, and the code of the appendix).
 
         Without delta, right guesses are at most Binomial(made, e^eps / (1 + e^eps)) =: W. Delta adds
         2 canaries delta max_i P[right - i <= W < right] / i.
