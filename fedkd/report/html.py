@@ -30,6 +30,9 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 EXPONENT, WHOLE = re.compile(r"\de-\d+"), r'<span class="whole">\g<0></span>'
 
+UNBROKEN = 24
+"""Characters of a name that is kept on one line."""
+
 SHORT = 12
 """Rows of a table that stays on one page of paper."""
 
@@ -116,7 +119,8 @@ class _Page:
         first, *others = row
         anchor = self._anchors.get(first)
         name = f'<a href="#{escape(anchor)}">{escape(first)}</a>' if anchor else escape(first)
-        return f'<th scope="row"{_align(numeric[0])}>{name}</th>{_cells("td", others, numeric[1:])}'
+        kinds = ("number" if numeric[0] else "", "whole" if len(first) <= UNBROKEN else "")
+        return f'<th scope="row" class="{" ".join(kinds).strip()}">{name}</th>{_cells("td", others, numeric[1:])}'
 
 
 def _cells(tag: str, cells: Iterable[str], numeric: Iterable[bool], more: str = "") -> str:
