@@ -57,6 +57,7 @@ API = {
     "fedkd.report.collect": ["ledgers", "exports", "provenance"],
     "fedkd.report.budget": ["budget_report"],
     "fedkd.report.render": ["render"],
+    "fedkd.report.planning": ["Schedule", "Plan", "plan", "what_if"],
     "simulations.runner": ["Simulation", "Options"],
     "simulations.audits.suite": ["audit"],
     "simulations.audits.setting": ["Setting", "Sizes"],
@@ -66,7 +67,10 @@ API = {
     ],
 }  # fmt: skip
 
-SHOWN = {"Ledger": ["read", "verify", "export"], "Model": ["predict", "save", "open"], "PrivacyEvent": ["record"]}
+SHOWN = {
+    "Ledger": ["read", "verify", "export"], "Model": ["predict", "save", "open"], "PrivacyEvent": ["record"],
+    "Schedule": ["epsilon", "noise", "rounds"], "Plan": [],
+}  # fmt: skip
 """Methods of classes whose other methods are for fedkd itself."""
 
 INTRODUCTION = """# Reference

@@ -23,10 +23,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 AUDITS = ("tests/property/test_audit.py", "tests/golden/test_audit.py", "tests/unit/test_audit_report.py")
 PURE = ("tests/unit/test_discrete.py", "tests/property/test_integers.py", "tests/property/test_sum.py")
+REPORTS = tuple(f"tests/unit/test_{name}.py" for name in ("budget_report", "report_forms", "planning"))
 COPIED = (
     *("fedkd", "client", "server", "simulations", "tests/guards", "tests/distill", "tests/data", "pyproject.toml"),
     *("tests/__init__.py", "tests/builders.py", "tests/conftest.py", "tests/golden/test_pate.py", *PURE),
-    *("tests/exports.py", *AUDITS),
+    *("tests/exports.py", *AUDITS, *REPORTS),
 )
 SLOW_IMPORTS = (
     "torch",
@@ -276,6 +277,18 @@ MUTANTS = (
     _m("all data dropped for one record of the proxy set", "client/learner.py", "np.flatnonzero(~public)", "np.flatnonzero(~public & ~public.any())", RELEASE, DROPPED),
     _m("exception out of the agent", AGENT, "        except (Exception, SystemExit):  # user", "        except ValueError:  # user", RELEASE, "test_each_request_is_refused_with_its_own_word", "test_noise_on_the_line_is_refused"),
     _m("every traceback on the console", AGENT, "        self._failed = True\n", "", RELEASE, "test_the_console_has_the_first_traceback_and_then_a_line"),
+    # -- reports and plans
+    _m("names not escaped in HTML", "fedkd/report/html.py", "<h2>{escape(section.title)}</h2>", "<h2>{section.title}</h2>", REPORTS[1], "test_a_hostile_name_is_text_in_html"),
+    _m("a page that may load things", "fedkd/report/html.py", "default-src 'none'; ", "", REPORTS[1], "test_the_page_forbids_itself_to_load_anything"),
+    _m("names not escaped in Markdown", "fedkd/report/markdown.py", 'return SPECIAL.sub(r"\\\\\\1", text)', "return text", REPORTS[1], "test_a_hostile_name_is_text_in_markdown"),
+    _m("control characters printed", "fedkd/report/document.py", "char if char.isprintable() else", "char if True else", REPORTS[1], "test_a_hostile_name_moves_no_cursor_in_text", "test_visible_text_is_one_printable_line"),
+    _m("accountants that disagree", "fedkd/report/spend.py", "if not abs(pld - other) <= TOLERANCE:", "if False:", REPORTS[0], "test_accountants_that_disagree_fail_the_report"),
+    _m("unreleased charges left out of a report", "fedkd/report/spend.py", 'merge(export.get("events", ()))', 'merge(r for r in export.get("events", ()) if r["state"] == "released")', REPORTS[0], "test_reserved_rounds_are_charged_like_released_ones"),
+    _m("two units in one column", "fedkd/report/spend.py", "self.accountant.spent(seen_by(unit, events)", 'self.accountant.spent(seen_by("example", events)', REPORTS[0], "test_one_example_unit_release_takes_the_bound_of_the_whole_client_away"),
+    _m("the best block reported", "fedkd/report/spend.py", "epsilon, limit = max(blocks.values())", "epsilon, limit = min(blocks.values())", REPORTS[0], "test_an_example_pays_for_its_own_block_and_a_person_for_all"),
+    _m("sampled rounds chosen after answers reported by PLD", "fedkd/report/spend.py", "accountant = past.accountant((), delta, another=False)", "accountant = Pld()", REPORTS[0], "test_sampled_rounds_chosen_after_answers_are_reported_by_the_filter"),
+    _m("noise from a seed holds", "fedkd/report/budget.py", "return any(client.noise != \"os\" for client in clients)", "return False", REPORTS[0], "test_simulated_noise_gives_no_guarantee"),
+    _m("a plan that forgets the past", "fedkd/report/planning.py", "calibration.calibrate(seen[: len(past)]", "calibration.calibrate([]", REPORTS[2], "test_noise_after_a_ledgers_past_is_what_an_agent_would_put_into_its_next_contract"),
     # -- the audit
     _m("audits not corrected for their number", "fedkd/privacy/audit.py", "alpha = (1 - confidence) / max(1, len(evidence))", "alpha = 1 - confidence", AUDITS[0], "test_bounds_hold_together_at_the_confidence_of_the_family"),
     _m("rules chosen on what is counted", "fedkd/privacy/audit.py", "choose_rule(negative[:cut_n], positive[:cut_p], bound)", "choose_rule(negative[cut_n:], positive[cut_p:], bound)", AUDITS[0], "test_paired_bounds_of_a_gaussian_stay_below_its_epsilon"),

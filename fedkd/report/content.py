@@ -30,9 +30,9 @@ def budget_document(report: BudgetReport) -> Document:
             sections=(
                 Section("What is covered, and what is not", (_covered(report),)),
                 Section("Bounds", tuple(_bounds(report))),
-                Section("Clients", tuple(_clients(report))),
                 *_drawn(report, clients),
                 Section("About this report", (_about(report),)),
+                Section("Clients", tuple(_clients(report, clients))),
                 *(client_section(name, client, n) for n, (name, client) in enumerate(detailed, start=1)),
             ),
         )
@@ -63,33 +63,34 @@ def _bounds(report: BudgetReport) -> Iterator[Part]:
     yield Fields(tuple(_by_mechanism("trust model", report.trust_models)))
 
 
-def _clients(report: BudgetReport) -> Iterator[Part]:
+def _clients(report: BudgetReport, clients: Mapping[str, Client]) -> Iterator[Part]:
     epsilons: dict[str, Shown] = {}
     for unit, column in report.units.items():
         epsilons |= _of(unit, column.adjacencies)
-    yield _table(report, "Epsilon by client and unit", epsilons | {"delta": lambda client: client.delta})
+    yield _table(clients, "Epsilon by client and unit", epsilons | {"delta": lambda client: client.delta})
     charges: dict[str, Shown] = {
         "rounds charged": lambda client: client.charged.released + client.charged.reserved,
         "of them unreleased": lambda client: client.charged.reserved,
         "lost": lambda client: client.charged.lost or "-",
         "noise": lambda client: client.noise,
     }
-    yield _table(report, "Charges by client", charges)
-    if len(report.clients) > DETAILED:
+    yield _table(clients, "Charges by client", charges, folded=len(clients) > DETAILED)
+    if len(clients) > DETAILED:
         yield Paragraph(
             f"Below are the details of the {DETAILED} clients with the largest epsilon; the JSON form has those of all "
-            f"{len(report.clients)}."
+            f"{len(clients)}."
         )
 
 
-def _table(report: BudgetReport, caption: str, columns: Mapping[str, Shown]) -> Table:
+def _table(clients: Mapping[str, Client], caption: str, columns: Mapping[str, Shown], folded: bool = False) -> Table:
     """A row a client; a column that has nothing to say of any client is left out."""
-    clients = report.clients.items()
     told = {
-        header: tell for header, tell in columns.items() if not clients or any(tell(one) != "-" for _, one in clients)
+        header: tell
+        for header, tell in columns.items()
+        if not clients or any(tell(client) != "-" for client in clients.values())
     }
-    rows = ((name, *(tell(client) for tell in told.values())) for name, client in clients)
-    return Table(caption, ("client", *told), document.rows(rows))
+    rows = ((name, *(tell(client) for tell in told.values())) for name, client in clients.items())
+    return Table(caption, ("client", *told), document.rows(rows), folded)
 
 
 def _of(unit: Unit, adjacencies: Sequence[str]) -> dict[str, Shown]:
