@@ -536,7 +536,7 @@ class ServerConfig(Federation):
     proxy: str = Field(description="the proxy set's file")
     clients: int = Field(ge=1, description="how many clients are expected")
     out: str = Field("run", description="run directory")
-    code: str = Field(".", description="folder in which a teacher given as module:Class is looked for")
+    code: str = Field(".", description="folder of what is of your own: module:Class, the weights of init, a backbone")
     test: Data | None = Field(None, description="public labelled examples on which the teacher is tested")
     address: str = Field("127.0.0.1:8000", description="host:port on which relays are served")
     tls: ServerTls | None = Field(None, description="needed unless address is on the loopback interface")
@@ -561,7 +561,7 @@ class ClientConfig(Model):
         description="which disjoint part of the client's data this is, by its time, not by a count",
     )
     student: Student = Student()
-    code: str = Field(".", description="folder in which a student given as module:Class is looked for")
+    code: str = Field(".", description="folder of what is of your own: module:Class, the weights of init, a backbone")
     training: Training = Training()
     seed: int = Field(0, ge=0, lt=2**63, description="initial weights and batch order; never the noise")
     address: str = Field("127.0.0.1:8000", description="host:port of the server")
