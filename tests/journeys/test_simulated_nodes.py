@@ -1,4 +1,4 @@
-"""In Flower's simulation runtime a node is the client of its number, and the relay calls its agent in its own process."""
+"""In Flower's simulation runtime a node is the client of its number; the relay calls its agent in its own process."""
 
 from __future__ import annotations
 
