@@ -154,7 +154,7 @@ MUTANTS = (
     _m("sum centred before its noise", "fedkd/aggregate/sum.py", "_centred((total.residues + noise.discrete_gaussian(total.residues.shape, variance)) % MODULUS)", "exact(total) + noise.discrete_gaussian(total.residues.shape, variance)", SUM, "test_noise_wraps_with_the_sum_it_is_added_to"),
     _m("sum without its noise", "fedkd/aggregate/sum.py", "(total.residues + noise.discrete_gaussian(total.residues.shape, variance))", "(total.residues.astype(np.int64))", SUM, "test_the_sum_is_the_sum_and_its_noise_is_that_of_one_draw"),
     _m("a moved vote charged as one change", "fedkd/privacy/costs.py", "Part(1 / math.sqrt(2), 1.0, q, 2)", "Part(1.0, 1.0, q, 1)", VOTES, "test_what_votes_cost_whatever_they_are"),
-    _m("threshold test not charged", "fedkd/privacy/costs.py", 'if offer.aggregate == "confident_votes" else ()', "if False else ()", VOTES, "test_a_query_is_charged_for_its_test_and_for_its_answer"),
+    _m("threshold test not charged", "fedkd/privacy/costs.py", 'if aggregate == "confident_votes" else ()', "if False else ()", VOTES, "test_a_query_is_charged_for_its_test_and_for_its_answer"),
     _m("a moved vote noised as one change", "fedkd/privacy/costs.py", "Part(1 / math.sqrt(2), 1.0, q, 2)", "Part(1 / math.sqrt(2), 1.0, q, 1)", VOTES, "test_votes_carry_the_noise_they_are_charged_for"),
     _m("discrete noise charged at its own variance", "fedkd/privacy/discrete.py", "* squared_sensitivity) + SMOOTHING", "* squared_sensitivity)", DISCRETE, "test_the_variance_is_the_smallest_that_may_be_charged_so"),
     # -- the schedule
@@ -255,7 +255,7 @@ MUTANTS = (
     # -- the outbox and the state directory
     _m("outbox not verified", BOOK, 'if digest(payload) != commit["digest"]:', "if False:", LEDGER, "test_altered_bytes_in_the_outbox_are_not_sent"),
     _m("ledger of another client taken", BOOK, 'if meta["client"] != self.client:', "if False:", LEDGER, "test_the_ledger_of_another_client_is_refused"),
-    _m("two agents on one state", AGENT, "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "        pass\n", LEDGER, "test_one_state_directory_has_one_agent"),
+    _m("two agents on one state", "client/lock.py", "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "        pass\n", LEDGER, "test_one_state_directory_has_one_agent"),
     _m("half-trained student kept", AGENT, "        except BaseException:\n            self._restore()\n            raise", "        except BaseException:\n            raise", LEDGER, "test_a_failed_round_does_not_change_the_student"),
     _m("momentum lost at restore", "client/learner.py", "for name, array in velocity.items()}", "for name, array in ()}", LEDGER, "test_a_student_continues_from_its_file_with_weights_momentum_and_labels"),
     # -- the release
