@@ -53,7 +53,11 @@ class Cost:
 
     def loud(self, least: float) -> float:
         """The noise with which every event has at least ``least``."""
-        return least / min(scale for scale, _, _ in self.shape)
+        smallest = min(scale for scale, _, _ in self.shape)
+        noise = least / smallest
+        while noise * smallest < least:  # where the quotient was rounded down
+            noise = math.nextafter(noise, math.inf)
+        return noise
 
     def variances(self, noise: float) -> tuple[int, ...]:
         """Variance of the noise on each part's integers: what may be charged as its events."""

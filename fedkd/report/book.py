@@ -10,7 +10,8 @@ from fedkd.privacy.events import Unit
 from fedkd.privacy.reading import export, reading
 from fedkd.privacy.rollback import evidence
 from fedkd.report.budget import DEFAULT_DELTA, limits_of
-from fedkd.report.spend import Account, number
+from fedkd.report.numbers import number
+from fedkd.report.spend import Account
 
 UNITS: tuple[Unit, ...] = ("example", "client")
 
