@@ -40,8 +40,9 @@ SLOW_IMPORTS = (
 )
 ENCODING, TABLES, IMAGES = (f"tests/data/test_{name}.py" for name in ("encoding", "tables", "images"))
 CHECKPOINT, BACKBONE = (f"tests/distill/test_{name}.py" for name in ("checkpoint", "backbone"))
-SGD, LEDGER, RELEASE, CHAINED, COSTED, POLICY = (
-    f"tests/guards/test_{name}.py" for name in ("dp_sgd", "ledger", "release", "chain", "costs", "policy")
+SGD, LEDGER, RELEASE, CHAINED, COSTED, POLICY, WRITERS = (
+    f"tests/guards/test_{name}.py"
+    for name in ("dp_sgd", "ledger", "release", "chain", "costs", "policy", "two_writers")
 )
 
 
@@ -275,6 +276,9 @@ MUTANTS = (
     _m("entries can be deleted", CHAIN, "BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END", "BEFORE DELETE ON entries BEGIN SELECT 1; END", LEDGER, APPEND_ONLY),
     _m("entries and signature read at two moments", VERIFY, "    with chain.snapshot():\n", "    if True:\n", CHAINED, "test_a_reader_is_not_misled_by_a_writer"),
     _m("head file read after the entries", VERIFY, "    noted = None if damaged else chain.noted()\n    with chain.snapshot():\n        _check_tables(chain)\n", "    with chain.snapshot():\n        _check_tables(chain)\n        noted = None if damaged else chain.noted()\n", CHAINED, "test_a_reader_is_not_misled_by_a_writer"),
+    # -- two processes
+    _m("writers not kept apart", CHAIN, '"BEGIN IMMEDIATE"', '"BEGIN"', WRITERS, "test_two_processes_never_charge_more_than_the_limit_and_leave_one_chain"),
+    _m("another process's key erased", BOOK, "            if self._key(run, round) is not None:\n", "            if True:\n", WRITERS, "test_a_commit_erases_its_own_key_and_no_other"),
     # -- older copies, and copies that go on
     _m("head file not compared", VERIFY, "if noted is not None and not chain.has(noted.position):", "if False:", CHAINED, "test_an_older_copy_of_the_database_alone_is_found_out", "test_a_deleted_database_is_found_out"),
     _m("head file not written", CHAIN, '                self._file.write(self.signed("", self.head()))', "                pass", CHAINED, "test_an_older_copy_of_the_database_alone_is_found_out"),
