@@ -6,7 +6,6 @@ schema; texts and tracebacks stay on the client's own console.
 
 from __future__ import annotations
 
-import fcntl
 import sys
 import threading
 import time
@@ -14,12 +13,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from client.journal import Journal
 from client.learner import Learner
+from client.lock import hold
 from fedkd import wire
 from fedkd.config import FEW_IN_A_SUM, ClientConfig, Policy, load
 from fedkd.distill.model import ProxyView
@@ -55,7 +54,7 @@ class Agent:
         self._base, self._console = config_path.resolve().parent, console
         self.name, self._failed, self._turn = self.config.name, False, threading.Lock()
         self.state = self._base / self.config.state
-        self._lock = _lock(self.state)
+        self._lock = hold(self.state)
         try:
             self._open()
         except BaseException:
@@ -302,15 +301,3 @@ class Agent:
 
 def _lineage(contract: Contract) -> str:
     return "private" if contract.mechanism == "dp_sgd" else BARE
-
-
-def _lock(state: Path) -> IO[str]:
-    """One agent a state directory."""
-    state.mkdir(parents=True, exist_ok=True)
-    file = (state / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise FedkdError("another agent uses this state directory", where=str(state), fix="stop it first") from None
-    return file

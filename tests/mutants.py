@@ -27,6 +27,7 @@ REPORTS = tuple(f"tests/unit/test_{name}.py" for name in ("budget_report", "repo
 COPIED = (
     *("fedkd", "client", "server", "simulations", "tests/guards", "tests/distill", "tests/data", "pyproject.toml"),
     *("tests/__init__.py", "tests/builders.py", "tests/conftest.py", "tests/golden/test_pate.py", *PURE),
+    "tests/unit/test_coordinator.py",
     *("tests/exports.py", *AUDITS, *REPORTS),
 )
 SLOW_IMPORTS = (
@@ -40,7 +41,10 @@ SLOW_IMPORTS = (
 )
 ENCODING, TABLES, IMAGES = (f"tests/data/test_{name}.py" for name in ("encoding", "tables", "images"))
 CHECKPOINT, BACKBONE = (f"tests/distill/test_{name}.py" for name in ("checkpoint", "backbone"))
-SGD, LEDGER, RELEASE, CHAINED = (f"tests/guards/test_{name}.py" for name in ("dp_sgd", "ledger", "release", "chain"))
+SGD, LEDGER, RELEASE, CHAINED, COSTED, POLICY, WRITERS = (
+    f"tests/guards/test_{name}.py"
+    for name in ("dp_sgd", "ledger", "release", "chain", "costs", "policy", "two_writers")
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,9 @@ def _m(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 DP_SGD, NOISE, TRAINER = "fedkd/privacy/dp_sgd.py", "fedkd/privacy/noise.py", "fedkd/distill/trainer.py"
 DISCRETE, INTEGERS, SUM, VOTES = (*PURE, "tests/golden/test_pate.py")
 BOOK, WIRE, AGENT = "fedkd/privacy/ledger.py", "fedkd/wire.py", "client/agent.py"
+MECHANISM, CONTRACT, COSTS, LIMITS = (
+    f"fedkd/privacy/{name}.py" for name in ("mechanisms", "contract", "costs", "limits")
+)
 CHAIN, VERIFY, READING, ROLLBACK = (
     f"fedkd/privacy/{name}.py" for name in ("chain", "verification", "reading", "rollback")
 )
@@ -91,6 +98,11 @@ SEEN = "test_an_older_copy_of_the_whole_state_is_found_out_by_what_the_server_ha
 FOREIGN = "test_a_head_that_is_not_of_this_branch_says_nothing_about_it"
 FORK = "test_two_devices_that_continue_one_ledger_are_found_out_and_cannot_be_recovered"
 RECOVERED = "test_recovery_charges_what_the_head_file_shows_to_be_missing"
+REPLACED = "test_a_replaced_clients_answers_move_by_the_root_of_twice_the_queries_times_the_grid"
+ANSWERED = "test_answers_carry_noise_of_the_contracts_variance"
+LOST_ROUND = "test_a_lost_round_is_charged_for_all_that_it_may_have_been"
+OFFERS = "test_whatever_the_private_data_offers_are_refused_with_the_same_words"
+PLANS = "test_whatever_the_private_data_plans_that_ask_for_something_else_are_refused"
 ONE_CODE = "test_after_the_charge_every_failure_has_the_same_bytes"
 SCHEMA = "test_a_message_has_these_fields_and_no_others"
 DROPPED = "test_private_records_of_the_proxy_set_are_dropped_one_by_one"
@@ -155,9 +167,48 @@ MUTANTS = (
     _m("sum centred before its noise", "fedkd/aggregate/sum.py", "_centred((total.residues + noise.discrete_gaussian(total.residues.shape, variance)) % MODULUS)", "exact(total) + noise.discrete_gaussian(total.residues.shape, variance)", SUM, "test_noise_wraps_with_the_sum_it_is_added_to"),
     _m("sum without its noise", "fedkd/aggregate/sum.py", "(total.residues + noise.discrete_gaussian(total.residues.shape, variance))", "(total.residues.astype(np.int64))", SUM, "test_the_sum_is_the_sum_and_its_noise_is_that_of_one_draw"),
     _m("a moved vote charged as one change", "fedkd/privacy/costs.py", "Part(1 / math.sqrt(2), 1.0, q, 2)", "Part(1.0, 1.0, q, 1)", VOTES, "test_what_votes_cost_whatever_they_are"),
-    _m("threshold test not charged", "fedkd/privacy/costs.py", 'if offer.aggregate == "confident_votes" else ()', "if False else ()", VOTES, "test_a_query_is_charged_for_its_test_and_for_its_answer"),
+    _m("threshold test not charged", "fedkd/privacy/costs.py", 'if aggregate == "confident_votes" else ()', "if False else ()", VOTES, "test_a_query_is_charged_for_its_test_and_for_its_answer"),
     _m("a moved vote noised as one change", "fedkd/privacy/costs.py", "Part(1 / math.sqrt(2), 1.0, q, 2)", "Part(1 / math.sqrt(2), 1.0, q, 1)", VOTES, "test_votes_carry_the_noise_they_are_charged_for"),
     _m("discrete noise charged at its own variance", "fedkd/privacy/discrete.py", "* squared_sensitivity) + SMOOTHING", "* squared_sensitivity)", DISCRETE, "test_the_variance_is_the_smallest_that_may_be_charged_so"),
+    # -- what released integers cost
+    _m("root of the queries forgotten in a sum", COSTS, "(Part(1.0, 1.0, 1, q),)", "(Part(1.0, 1.0, 1, 1),)", COSTED, "test_a_client_that_comes_or_goes_changes_a_sum_by_the_root_of_the_queries"),
+    _m("root of the queries forgotten in answers", COSTS, "(Part(1.0, 1.0, 1, 2 * q * GRID**2),)", "(Part(1.0, 1.0, 1, 2 * GRID**2),)", COSTED, REPLACED),
+    _m("root of two forgotten in answers", COSTS, "(Part(1.0, 1.0, 1, 2 * q * GRID**2),)", "(Part(1.0, 1.0, 1, q * GRID**2),)", COSTED, REPLACED),
+    _m("grid forgotten in answers", COSTS, "(Part(1.0, 1.0, 1, 2 * q * GRID**2),)", "(Part(1.0, 1.0, 1, 2 * q),)", COSTED, REPLACED),
+    _m("root of two forgotten in votes", COSTS, "Part(1 / math.sqrt(2), 1.0, q, 2)", "Part(1 / math.sqrt(2), 1.0, q, 1)", COSTED, "test_a_moved_vote_changes_two_counts_and_the_largest_by_one"),
+    _m("votes charged as one query", COSTS, "Part(1 / math.sqrt(2), 1.0, q, 2)", "Part(1 / math.sqrt(2), 1.0, 1, 2)", COSTED, "test_a_moved_vote_changes_two_counts_and_the_largest_by_one"),
+    _m("root of two forgotten for replaced clients", "fedkd/privacy/units.py", "REPLACED = math.sqrt(2)", "REPLACED = 1.0", COSTED, "test_a_summed_client_that_is_replaced_moves_by_root_two_as_much"),
+    _m("integers of any size released", MECHANISM, "return Bounded(on_grid(simplex(_only(rows)), GRID), ", "return Bounded(on_grid(simplex(_only(rows)), 2 * GRID), ", COSTED, REPLACED),
+    _m("several votes for one", MECHANISM, "votes = np.sum([one_hot(_finite(student)) for student in rows], axis=0)", "votes = 2 * np.sum([one_hot(_finite(student)) for student in rows], axis=0)", COSTED, "test_a_client_that_comes_or_goes_changes_a_sum_by_the_root_of_the_queries"),
+    _m("answers without their noise", MECHANISM, "noised = bounded.rows + noise", "noised = bounded.rows + 0 * noise", COSTED, ANSWERED),
+    _m("answers with less noise than agreed", MECHANISM, "noise.discrete_gaussian(bounded.rows.shape, variance)", "noise.discrete_gaussian(bounded.rows.shape, max(1, variance // 2))", COSTED, ANSWERED),
+    _m("a sum with less noise than agreed", "fedkd/aggregate/counts.py", "modular.finish(acc, central.noise, variance)", "modular.finish(acc, central.noise, 1)", COSTED, "test_the_aggregator_adds_the_contracts_noise_to_a_sum"),
+    _m("noises of votes swapped", "fedkd/aggregate/counts.py", "confident_gnmax(tally, central.noise, least, *central.variances)", "confident_gnmax(tally, central.noise, least, *central.variances[::-1])", COSTED, "test_the_aggregator_adds_the_contracts_noises_to_votes"),
+    _m("a lost round charged as the first mechanism", COSTS, "for mechanism in mechanisms]", "for mechanism in mechanisms[:1]]", COSTED, LOST_ROUND),
+    _m("a lost round charged at any noise", COSTS, "cost.events(cost.loud(policy.min_noise))", "cost.events(9.0)", COSTED, LOST_ROUND),
+    _m("noise of the most demanding client forgotten", "fedkd/coordinator.py", "tuple(max(column) for column", "tuple(min(column) for column", "tests/unit/test_coordinator.py", "test_a_round_has_the_noise_of_its_most_demanding_client"),
+    _m("agreements to fewer noises than the rule adds", "fedkd/coordinator.py", "if needed and len(variances) != needed:", "if False:", "tests/unit/test_coordinator.py", "test_an_agreement_must_ask_for_the_noises_that_the_rule_adds"),
+    # -- the policy
+    _m("more answers than the policy allows", CONTRACT, "most = offer.examples if policy.max_answers is None else min(policy.max_answers, offer.examples)", "most = offer.examples", POLICY, OFFERS),
+    _m("more answers than there are examples", CONTRACT, "if not 1 <= offer.queries <= most:", "if not 1 <= offer.queries:", POLICY, OFFERS),
+    _m("any aggregate for any mechanism", CONTRACT, "    if not fitting:\n        raise Refused(Code.MECHANISM)\n", "    fitting = fitting or [policy.mechanism]\n", POLICY, OFFERS),
+    _m("a sum of few", CONTRACT, 'if fitting[0] == "sum" and offer.clients < FEWEST_IN_A_SUM:', "if False:", POLICY, OFFERS),
+    _m("a run of any length", CONTRACT, "if not 1 <= offer.rounds <= policy.max_rounds:", "if not 1 <= offer.rounds:", POLICY, OFFERS),
+    _m("a plan of any number of answers", CONTRACT, "    if not _asks(plan, contract):\n", "    if False:\n", POLICY, PLANS),
+    _m("one example asked twice", CONTRACT, "(plan.asked[1:] > plan.asked[:-1]).all()", "(plan.asked[1:] >= plan.asked[:-1]).all()", POLICY, PLANS),
+    _m("less noise than the policy's least", CONTRACT, "    return max([*found, cost.loud(least)])", "    return max(found)", POLICY, "test_there_is_never_less_than_the_least_noise"),
+    _m("the least noise of the louder part alone", COSTS, "smallest = min(scale for", "smallest = max(scale for", POLICY, "test_there_is_never_less_than_the_least_noise"),
+    _m("a limit for the client forgotten", LIMITS, 'found += [("client", self.client, list(events))] if self.client is not None else []', "found += []", POLICY, "test_a_limit_for_the_client_leaves_no_room_for_what_bounds_nothing_of_the_kind"),
+    _m("a limit for all blocks forgotten", LIMITS, 'return found + ([("example", self.lifetime, list(events))] if self.lifetime is not None else [])', "return found", POLICY, "test_each_block_has_the_limit_for_itself_and_all_together_the_lifetimes"),
+    _m("a limit for one block forgotten", LIMITS, "touched = list(blocks.values()) if block == ALL else [blocks[block]]", "touched = list(blocks.values())[:1]", POLICY, "test_each_block_has_the_limit_for_itself_and_all_together_the_lifetimes"),
+    _m("every mechanism confined to a block", "fedkd/privacy/blocks.py", 'local = event.mechanism == "dp_sgd" and event.unit == "example" and event.blocks', "local = event.blocks", POLICY, "test_an_event_that_is_not_dp_sgds_touches_all_blocks"),
+    _m("the block of an old configuration charged", BOOK, "events=tuple(replace(event, blocks=(block,)) for event in contract.events)", "events=contract.events", POLICY, "test_an_agent_charges_the_block_that_its_configuration_names_today"),
+    _m("an example's column for the client", "fedkd/privacy/units.py", 'return PrivacyEvent("none", 0.0, 1.0, event.steps, "client", kind, event.blocks)', 'return replace(event, unit="client", adjacency=kind, sample_rate=1.0)', POLICY, "test_after_dp_sgd_nothing_protects_the_whole_client_any_more"),
+    _m("answers leave when they are ready", AGENT, "        if due is not None:\n            self._sleep(", "        if False:\n            self._sleep(", POLICY, "test_an_answer_leaves_exactly_at_the_offset_however_long_it_took"),
+    _m("late answers leave at once", AGENT, "if due is not None and self._clock() > began + due:", "if False:", POLICY, "test_a_late_answer_is_kept_back_and_leaves_at_the_offset_of_the_next_request"),
+    _m("what cannot be written down leaves", AGENT, "        except OSError:\n            self._tell()\n            return wire.encode(Refusal(self.name, Code.FAILED))", "        except OSError:\n            return reply", POLICY, "test_what_cannot_be_written_down_does_not_leave"),
+    _m("DP-SGD goes on from bare weights", AGENT, 'contract.mechanism == "dp_sgd" and self.ledger.state("lineage") == BARE:', 'contract.mechanism == "none":', POLICY, "test_a_student_that_was_trained_without_noise_is_no_start_for_dp_sgd"),
+    _m("every lineage called private", AGENT, 'return "private" if contract.mechanism == "dp_sgd" else BARE', 'return "private"', POLICY, "test_a_student_that_was_trained_without_noise_is_no_start_for_dp_sgd"),
     # -- the schedule
     _m("sampling rate from the data", TRAINER, "noise.poisson(len(data.y), training.sample_rate)", "noise.poisson(len(data.y), min(1.0, 8 / max(1, len(data.y))))", SGD, SCHEDULE),
     _m("number of steps from the data", TRAINER, "for _ in range(training.steps):", "for _ in range(max(1, len(data.y))):", SGD, SCHEDULE),
@@ -226,6 +277,9 @@ MUTANTS = (
     _m("entries can be deleted", CHAIN, "BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END", "BEFORE DELETE ON entries BEGIN SELECT 1; END", LEDGER, APPEND_ONLY),
     _m("entries and signature read at two moments", VERIFY, "    with chain.snapshot():\n", "    if True:\n", CHAINED, "test_a_reader_is_not_misled_by_a_writer"),
     _m("head file read after the entries", VERIFY, "    noted = None if damaged else chain.noted()\n    with chain.snapshot():\n        _check_tables(chain)\n", "    with chain.snapshot():\n        _check_tables(chain)\n        noted = None if damaged else chain.noted()\n", CHAINED, "test_a_reader_is_not_misled_by_a_writer"),
+    # -- two processes
+    _m("writers not kept apart", CHAIN, '"BEGIN IMMEDIATE"', '"BEGIN"', WRITERS, "test_two_processes_never_charge_more_than_the_limit_and_leave_one_chain"),
+    _m("another process's key erased", BOOK, "            if self._key(run, round) is not None:\n", "            if True:\n", WRITERS, "test_a_commit_erases_its_own_key_and_no_other"),
     # -- older copies, and copies that go on
     _m("head file not compared", VERIFY, "if noted is not None and not chain.has(noted.position):", "if False:", CHAINED, "test_an_older_copy_of_the_database_alone_is_found_out", "test_a_deleted_database_is_found_out"),
     _m("head file not written", CHAIN, '                self._file.write(self.signed("", self.head()))', "                pass", CHAINED, "test_an_older_copy_of_the_database_alone_is_found_out"),
@@ -256,7 +310,7 @@ MUTANTS = (
     # -- the outbox and the state directory
     _m("outbox not verified", BOOK, 'if digest(payload) != commit["digest"]:', "if False:", LEDGER, "test_altered_bytes_in_the_outbox_are_not_sent"),
     _m("ledger of another client taken", BOOK, 'if meta["client"] != self.client:', "if False:", LEDGER, "test_the_ledger_of_another_client_is_refused"),
-    _m("two agents on one state", AGENT, "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "        pass\n", LEDGER, "test_one_state_directory_has_one_agent"),
+    _m("two agents on one state", "client/lock.py", "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "        pass\n", LEDGER, "test_one_state_directory_has_one_agent"),
     _m("half-trained student kept", AGENT, "        except BaseException:\n            self._restore()\n            raise", "        except BaseException:\n            raise", LEDGER, "test_a_failed_round_does_not_change_the_student"),
     _m("momentum lost at restore", "client/learner.py", "for name, array in velocity.items()}", "for name, array in ()}", LEDGER, "test_a_student_continues_from_its_file_with_weights_momentum_and_labels"),
     # -- the release

@@ -36,9 +36,22 @@ def root(
 
 def main() -> None:
     """Run a command; an error that the user can mend is told in three lines, without a traceback."""
-    from fedkd.cli import audit, budget, data, distil, doctor, inspect, processes, proxy, security, simulate, wire
+    from fedkd.cli import (
+        audit,
+        budget,
+        data,
+        distil,
+        doctor,
+        inspect,
+        ledger,
+        processes,
+        proxy,
+        security,
+        simulate,
+        wire,
+    )
 
-    for module in (simulate, processes, security, doctor, proxy, data, distil, audit, inspect, wire, budget):
+    for module in (simulate, processes, security, doctor, proxy, data, distil, audit, inspect, ledger, wire, budget):
         module.register(app)
     try:
         app()

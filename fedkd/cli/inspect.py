@@ -1,4 +1,4 @@
-"""Commands that read what others wrote: report, ledger, predict, config."""
+"""Commands that read what others wrote: report, dashboard, predict, config."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from fedkd import config
 from fedkd.errors import ConfigError
 from fedkd.state import write_atomic
 
-ledger = typer.Typer(help="Look into a client's ledger.", no_args_is_help=True)
 settings = typer.Typer(help="Schemas and resolved configurations.", no_args_is_help=True)
-
-LEDGER = Annotated[Path, typer.Argument(help="ledger.sqlite, a client's folder, or a run directory")]
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +21,6 @@ def register(app: typer.Typer) -> None:
     app.command("report")(report)
     app.command("dashboard")(dashboard)
     app.command("predict")(predict)
-    app.add_typer(ledger, name="ledger")
     app.add_typer(settings, name="config")
 
 
@@ -72,34 +68,6 @@ def dashboard(
     with Dashboard(Run(run), port) as server:
         print(f"{server.url} shows {run}; Ctrl-C ends it", flush=True)
         server.serve_forever()
-
-
-@ledger.command("export")
-def export(
-    path: LEDGER,
-    as_json: Annotated[bool, typer.Option("--json", help="a list of events, one object each")] = False,
-    client: Annotated[str | None, typer.Option(help="only this client")] = None,
-) -> None:
-    """Print every event ever charged, so that anybody can compute epsilon again."""
-    from fedkd.report import collect
-
-    exports = [one for one in collect.ledgers(path).values() if client in (None, one["client"])]
-    if not exports:
-        raise ConfigError(f"no ledger of client {client!r}", where=str(path))
-    events = [{"client": one["client"], **event} for one in exports for event in one["events"]]
-    if as_json:
-        return _print_json(events)
-    for event in events:
-        print("  ".join(f"{key}={event[key]}" for key in event))
-
-
-@ledger.command("verify")
-def verify(path: LEDGER) -> None:
-    """Walk the hash chain; exit code 1 when it breaks."""
-    from fedkd.report import collect
-
-    for one in collect.ledgers(path).values():  # reading a ledger verifies it
-        print(f"{one['client']}: {len(one['events'])} events, chain intact, head {one['head']}")
 
 
 def predict(

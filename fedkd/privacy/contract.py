@@ -105,7 +105,7 @@ def draw_up(policy: Policy, offer: Offer, past: Past, block: str = "all") -> Con
     """The contract under which ``policy`` accepts ``offer``: noise enough that what the ledger has left is not
     overspent. Raises Refused."""
     mechanism = check_offer(policy, offer)
-    cost = cost_of(mechanism, policy, offer, block)
+    cost = cost_of(mechanism, policy, offer.queries, offer.aggregate, block)
     limits = Limits(cost.unit, policy.epsilon, policy.delta, policy.client_epsilon, policy.lifetime_epsilon)
     noise = _noise(offer, past, cost, limits, policy.min_noise)
     return Contract(
@@ -199,7 +199,7 @@ def _noise(offer: Offer, past: Past, cost: Cost, limits: Limits, least: float) -
         ]
     except BudgetExceeded:
         raise Refused(Code.EXHAUSTED) from None
-    return max([*found, least / min(scale for scale, _, _ in cost.shape)])
+    return max([*found, cost.loud(least)])
 
 
 def _calibrated(

@@ -40,6 +40,12 @@ class Gap:
         return self.charges - self.start
 
 
+def evidence(chain: Chain) -> Gap | None:
+    """What a server has shown to be missing from this ledger, which is locked then."""
+    found = chain.state(LOCK)
+    return Gap(**json.loads(found)) if found else None
+
+
 class Rollback:
     """Compares one ledger with the heads that servers and the head file have kept of it."""
 
@@ -74,9 +80,9 @@ class Rollback:
 
     def missing(self) -> Gap | None:
         """What is known to be missing; None if nothing is. Raises LedgerError for a damaged head file."""
-        evidence = self._evidence()
-        if evidence is not None:
-            return evidence
+        known = self._evidence()
+        if known is not None:
+            return known
         noted, head = self._chain.noted(), self._chain.head()
         if noted is None or self._chain.has(noted.position):
             return None
@@ -109,8 +115,7 @@ class Rollback:
         return Gap(server, start, seen.counter, seen.charges, seen.hash, fork=seen.counter <= own.counter)
 
     def _evidence(self) -> Gap | None:
-        found = self._chain.state(LOCK)
-        return Gap(**json.loads(found)) if found else None
+        return evidence(self._chain)
 
     def _lock(self, gap: Gap) -> None:
         """Write down what shows most. A fork stays one when its other end has come further than this one; what another

@@ -11,7 +11,8 @@ from fedkd.errors import LedgerError
 from fedkd.privacy.chain import SIGNATURE, START, TABLES, Chain, after, branch_after, link
 from fedkd.privacy.identity import Head, Position, verifies
 
-REPAIR = "stop answering with it; 'fedkd ledger recover' charges what may be missing"
+INTACT = "put the newest intact copy of the file back; 'fedkd ledger recover' then charges what it lacks"
+NEWEST = "put the newest copy back, or charge what is missing with 'fedkd ledger recover'"
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,12 @@ def _check_branches(chain: Chain) -> dict[str, Position]:
 
 
 def _altered(chain: Chain, how: str) -> LedgerError:
-    return LedgerError(f"the ledger has been altered: {how}", where=str(chain.path), fix=REPAIR)
+    return LedgerError(f"the ledger has been altered: {how}", where=str(chain.path), fix=INTACT)
 
 
 def _rolled_back(chain: Chain, noted: Position) -> LedgerError:
     return LedgerError(
         f"the ledger has been rolled back: entry {noted.counter} is missing or another one",
         where=str(chain.path),
-        fix=REPAIR,
+        fix=NEWEST,
     )

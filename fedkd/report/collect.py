@@ -19,12 +19,17 @@ LEDGER = "ledger.sqlite"
 AUDIT = "audit.json"
 
 
+def files(path: Path) -> list[Path]:
+    """A ledger, or all below a folder. Raises ConfigError if there is none."""
+    found = [path] if path.is_file() else sorted(path.rglob(LEDGER))
+    if not found:
+        raise ConfigError("there is no ledger here", where=str(path), fix="give a run directory or a client's folder")
+    return found
+
+
 def ledgers(path: Path) -> dict[Path, dict[str, Any]]:
     """Verified exports by file: of a ledger, or of all below a folder. Raises ConfigError if there is none."""
-    files = [path] if path.is_file() else sorted(path.rglob(LEDGER))
-    if not files:
-        raise ConfigError("there is no ledger here", where=str(path), fix="give a run directory or a client's folder")
-    return {file: Ledger.read(file) for file in files}
+    return {file: Ledger.read(file) for file in files(path)}
 
 
 def exports(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:

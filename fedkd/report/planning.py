@@ -21,7 +21,6 @@ from fedkd.privacy.events import PrivacyEvent, Unit
 from fedkd.privacy.filters import RenyiFilter
 from fedkd.privacy.limits import Limits, Past
 from fedkd.privacy.units import seen_by
-from fedkd.wire import Offer
 
 MOST_ROUNDS = 10_000
 """A run has no more."""
@@ -63,8 +62,7 @@ class Schedule:
             proxies=("-",),
         )
         kind = "confident_votes" if self.threshold else AGGREGATES[self.mechanism]
-        offer = Offer("", "", "-", self.answers, 2, self.answers, 1, "float16", kind, self.clients or 0, "")
-        return cost_of(self.mechanism, policy, offer, self.block)
+        return cost_of(self.mechanism, policy, self.answers, kind, self.block)
 
     def events(self, noise: float, rounds: int) -> list[PrivacyEvent]:
         """Those of the whole run."""

@@ -18,7 +18,6 @@ from fedkd.config import Policy
 from fedkd.privacy.accounting import ClosedForm
 from fedkd.privacy.costs import Cost, cost_of
 from fedkd.privacy.discrete import SMOOTHING
-from tests.builders import offer
 
 # Confident-GNMax as in table 1 of the paper; how many queries were put is in the authors' generate_table.sh:
 # queries, answered, sigma_1, sigma_2, delta, then epsilon whatever the votes are: by Renyi DP, and exactly
@@ -34,7 +33,7 @@ PUBLISHED = {"MNIST": 1.97, "SVHN": 4.96}
 def cost(queries: int, noise_ratio: float = 3.75, shards: int = 1, aggregate: str = "confident_votes") -> Cost:
     settings = {"mechanism": "votes", "shards": shards, "noise_ratio": noise_ratio, "proxies": "0" * 64}
     policy = Policy(epsilon=1.0, nominal_examples=40, **settings)  # type: ignore[arg-type]
-    return cost_of("votes", policy, offer(queries=queries, aggregate=aggregate), "all")
+    return cost_of("votes", policy, queries, aggregate)
 
 
 @pytest.mark.parametrize("name", TABLE)
