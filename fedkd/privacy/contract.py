@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fedkd.config import AGGREGATES, FEWEST_IN_A_SUM, Mechanism, Policy
-from fedkd.errors import BudgetExceeded
+from fedkd.errors import BudgetExceeded, PrivacyError
 from fedkd.privacy import calibration
 from fedkd.privacy.costs import Cost, cost_of
 from fedkd.privacy.events import PrivacyEvent, Unit
@@ -112,7 +112,7 @@ def draw_up(policy: Policy, offer: Offer, past: Past, block: str = "all") -> Con
         mechanism=mechanism,
         shards=policy.shards if mechanism == "votes" else 1,
         events=cost.events(noise),
-        variances=cost.variances(noise),
+        variances=_variances(cost, noise),
         training=_training(policy),
         limits=limits,
         noise=policy.noise,
@@ -200,6 +200,13 @@ def _noise(offer: Offer, past: Past, cost: Cost, limits: Limits, least: float) -
     except BudgetExceeded:
         raise Refused(Code.EXHAUSTED) from None
     return max([*found, cost.loud(least)])
+
+
+def _variances(cost: Cost, noise: float) -> tuple[int, ...]:
+    try:
+        return cost.variances(noise)
+    except PrivacyError:  # so little is left that the noise would be larger than any that is drawn exactly
+        raise Refused(Code.EXHAUSTED) from None
 
 
 def _calibrated(

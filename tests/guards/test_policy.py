@@ -271,6 +271,13 @@ def test_the_whole_run_fits_the_limit_and_wastes_little_of_it(mechanism: str) ->
     assert 2.9 < spent(unit, made.schedule(made.rounds)) <= 3.0
 
 
+@pytest.mark.parametrize("mechanism", ["gaussian", "sum", "votes"])
+def test_what_would_need_more_noise_than_is_drawn_exactly_is_refused(mechanism: str) -> None:
+    tiny = policy(mechanism=mechanism, epsilon=1e-5)
+    offer = builders.offer(examples=10_000, aggregate=MECHANISMS[mechanism])
+    assert refused(lambda: draw_up(tiny, offer, Past())) is Code.EXHAUSTED
+
+
 @pytest.mark.parametrize("ratio", [0.5, 3.0])
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_there_is_never_less_than_the_least_noise(mechanism: str, ratio: float) -> None:
