@@ -28,9 +28,16 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 Mechanism = Literal["dp_sgd", "gaussian", "sum", "votes", "none"]
 Codec = Literal["float32", "float16"]
-AGGREGATES: dict[Mechanism, Literal["mean", "sum", "votes"]] = {
-    "dp_sgd": "mean", "gaussian": "mean", "none": "mean", "sum": "sum", "votes": "votes"
-}  # fmt: skip
+Rule = Literal["mean", "entropy", "confidence", "majority", "median", "trimmed", "sum", "votes"]
+_OF_PROBABILITIES: tuple[Rule, ...] = ("mean", "entropy", "confidence", "majority", "median", "trimmed")
+AGGREGATES: dict[Mechanism, tuple[Rule, ...]] = {
+    "dp_sgd": _OF_PROBABILITIES,
+    "gaussian": ("mean",),  # the noise of every client is only averaged away by a mean
+    "sum": ("sum",),
+    "votes": ("votes",),
+    "none": _OF_PROBABILITIES,
+}
+"""What answers of a mechanism may be used for: the usual rule, and others."""
 FEWEST_IN_A_SUM, FEW_IN_A_SUM = 20, 50  # clients below which a noised sum is refused, and warned of
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -335,10 +342,12 @@ class Distil(Model):
 class Aggregate(Model):
     """What the server makes of many clients' answers."""
 
-    kind: Literal["auto", "mean", "sum", "votes"] = Field(
+    kind: Literal["auto", Rule] = Field(
         "auto",
-        description="mean of probabilities; sum of one-hot votes, noised once; votes: noisy arg-max of each query "
-        "(GNMax); auto: what the scenario's mechanism needs, for a deployed server mean",
+        description="of probabilities: mean; entropy: the mean, sharpened; confidence: a mean weighted by the variance "
+        "of rows; majority of first choices; coordinate-wise median, or trimmed mean. sum of one-hot votes, noised "
+        "once; votes: noisy arg-max of each query (GNMax). auto: what the scenario's mechanism needs, for a deployed "
+        "server mean",
     )
     queries: int | None = Field(
         None, ge=1, description="proxy examples asked a round, in turn, as far as there are so many; none: all"
@@ -347,6 +356,10 @@ class Aggregate(Model):
         None, description="votes: share of the clients that must agree before a query is answered (Confident-GNMax)"
     )
     denoise: bool = Field(True, description="ridge regression of noisy sums on the public features, before the arg-max")
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(0.1, description="entropy: T of the softmax")
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.2, description="trimmed: share of the clients cut off at either end of every probability"
+    )
 
     @model_validator(mode="after")
     def _of_votes(self) -> Self:
@@ -502,9 +515,9 @@ class Scenario(Federation):
 
     @model_validator(mode="after")
     def _fits_the_mechanism(self) -> Self:
-        needed = AGGREGATES[self.privacy.mechanism]
-        if self.aggregate.kind not in ("auto", needed):
-            raise ValueError(f"the mechanism {self.privacy.mechanism!r} needs aggregate.kind: {needed}")
+        fitting = AGGREGATES[self.privacy.mechanism]
+        if self.aggregate.kind not in ("auto", *fitting):
+            raise ValueError(f"the mechanism {self.privacy.mechanism!r} needs aggregate.kind: {' or '.join(fitting)}")
         if self.privacy.mechanism == "sum" and self.clients < FEWEST_IN_A_SUM:
             raise ValueError(f"the mechanism 'sum' needs {FEWEST_IN_A_SUM} clients at least: its noise drowns fewer")
         return self
@@ -512,7 +525,9 @@ class Scenario(Federation):
     @property
     def aggregation(self) -> Aggregate:
         """``aggregate`` with its kind resolved."""
-        return self.aggregate.model_copy(update={"kind": AGGREGATES[self.privacy.mechanism]})
+        usual = AGGREGATES[self.privacy.mechanism][0]
+        kind = usual if self.aggregate.kind == "auto" else self.aggregate.kind
+        return self.aggregate.model_copy(update={"kind": kind})
 
 
 class ServerTls(Model):

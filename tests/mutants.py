@@ -27,7 +27,7 @@ REPORTS = tuple(f"tests/unit/test_{name}.py" for name in ("budget_report", "repo
 COPIED = (
     *("fedkd", "client", "server", "simulations", "tests/guards", "tests/distill", "tests/data", "pyproject.toml"),
     *("tests/__init__.py", "tests/builders.py", "tests/conftest.py", "tests/golden/test_pate.py", *PURE),
-    "tests/unit/test_coordinator.py",
+    *("tests/unit/test_coordinator.py", "tests/contract/test_rules.py", "tests/property/test_rules.py"),
     *("tests/exports.py", *AUDITS, *REPORTS),
 )
 SLOW_IMPORTS = (
@@ -68,6 +68,7 @@ def _m(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 
 
 DP_SGD, NOISE, TRAINER = "fedkd/privacy/dp_sgd.py", "fedkd/privacy/noise.py", "fedkd/distill/trainer.py"
+RULE = "tests/contract/test_rules.py"
 DISCRETE, INTEGERS, SUM, VOTES = (*PURE, "tests/golden/test_pate.py")
 BOOK, WIRE, AGENT = "fedkd/privacy/ledger.py", "fedkd/wire.py", "client/agent.py"
 MECHANISM, CONTRACT, COSTS, LIMITS = (
@@ -350,6 +351,11 @@ MUTANTS = (
     _m("delta of one run forgotten", "fedkd/privacy/audit.py", "tail + 2 * self.canaries * delta *", "tail + 0 * delta *", AUDITS[1], "test_the_p_value_of_guesses_is_the_published_one"),
     _m("a claim that an audit refutes still holds", "fedkd/report/budget.py", ' != "inf" and not refuted,', ' != "inf",', AUDITS[2], "test_an_audit_above_its_claim_leaves_no_guarantee"),
     _m("sums in floating point", "fedkd/aggregate/mean.py", "fixed = np.rint(rows.astype(np.float64) * SCALE).astype(np.int64)", "fixed = rows.astype(np.float64)", RELEASE, "test_answers_in_any_order_give_the_same_bytes"),
+    _m("zeros with a sign in the order of arrival", "fedkd/aggregate/robust.py", "        block += 0.0", "        block += -0.0", RULE, "TestMedian::test_a_zero_with_a_sign_changes_no_byte"),
+    _m("answers with noise to any rule", "fedkd/coordinator.py", ' and self._aggregate != "mean":', " and needed:", "tests/unit/test_coordinator.py", "test_answers_with_noise_of_their_own_are_for_the_mean_alone"),
+    _m("noised answers for any rule", "fedkd/config.py", '    "gaussian": ("mean",),', '    "gaussian": _OF_PROBABILITIES,', POLICY, "test_answers_with_noise_are_given_for_a_mean_alone"),
+    _m("a client counted twice in a median", "fedkd/aggregate/robust.py", "        if client in acc.rows:\n", "        if False:\n", "tests/property/test_rules.py", "test_a_client_counts_once"),
+    _m("nothing trimmed", "fedkd/aggregate/robust.py", "ordered[:, cut : clients - cut].mean", "ordered[:, :].mean", "tests/property/test_rules.py", "test_two_of_five_liars_do_not_change_what_three_say_alike"),
     # -- what turns cells into inputs
     _m("scales fitted on private rows", "simulations/split.py", "encoding.fitted(data, train.x[parts.proxy])", "encoding.fitted(data, train.x)", ENCODING, "test_no_private_row_changes_the_proxy_set_or_its_encoding"),
     _m("rows of a client not scaled by the proxy set", "client/learner.py", "sources.load(data, base)", "sources.load(self._config.data, base)", ENCODING, "test_a_deployed_client_encodes_by_the_proxy_set"),

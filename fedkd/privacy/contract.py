@@ -131,7 +131,7 @@ def check_offer(policy: Policy, offer: Offer) -> Mechanism:
     if not 1 <= offer.queries <= most:
         raise Refused(Code.ANSWERS)
     kind = "votes" if offer.aggregate == "confident_votes" else offer.aggregate
-    fitting = [m for m in (policy.mechanism, *policy.also) if AGGREGATES[m] == kind]
+    fitting = [m for m in (policy.mechanism, *policy.also) if kind in AGGREGATES[m]]
     if not fitting:
         raise Refused(Code.MECHANISM)
     if fitting[0] == "sum" and offer.clients < FEWEST_IN_A_SUM:

@@ -109,6 +109,14 @@ def test_the_first_mechanism_that_fits_is_taken(new_device: Any) -> None:
     assert offered(agent, device.offer(run="run-9", aggregate="sum")) is Code.MECHANISM
 
 
+@pytest.mark.parametrize("aggregate", ["entropy", "confidence", "majority", "median", "trimmed"])
+def test_answers_with_noise_are_given_for_a_mean_alone(aggregate: str, new_device: Any) -> None:
+    device = new_device(policy={"mechanism": "gaussian", **QUIET})
+    assert offered(device.start(), device.offer(aggregate=aggregate)) is Code.MECHANISM
+    other = draw_up(policy(mechanism="dp_sgd"), builders.offer(aggregate=aggregate), Past())
+    assert (other.mechanism, other.aggregate) == ("dp_sgd", aggregate)
+
+
 @pytest.mark.parametrize(("clients", "warned"), [(FEW_IN_A_SUM - 1, True), (FEW_IN_A_SUM, False)])
 def test_a_small_sum_is_warned_of(clients: int, warned: bool, new_device: Any) -> None:
     device = new_device(policy={"mechanism": "sum"})
