@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedkd.config import ClientConfig
+from fedkd.config import ClientConfig, Student
 from fedkd.data import encoding, sources
 from fedkd.data.partition import fingerprints
 from fedkd.data.sources import Examples
 from fedkd.distill.losses import Objective, Targets, soften
 from fedkd.distill.model import Model, ProxyView
 from fedkd.distill.outputs import targets_of
-from fedkd.distill.students import DEFAULTS
-from fedkd.distill.trainer import Distillation, Labelled, Optimiser, Velocity, fit, learn_round, logits
+from fedkd.distill.trainer import Distillation, Labelled, Optimiser, Velocity, fit, learn_round, logits, optimiser_of
 from fedkd.privacy.contract import Contract
 from fedkd.privacy.noise import NoiseSource
 from fedkd.rng import derive
@@ -52,7 +51,8 @@ class Learner:
         self._seed = derive(config.seed, "client", config.name)
         examples = self._private_examples(base, console)
         self.snapshot = digest(pack({"x": examples.x, "y": examples.y}, {}))
-        self._lineages = [self._lineage(part, index) for index, part in enumerate(_shards(examples, shards))]
+        self._parts = _shards(examples, shards)
+        self._lineages = [self._lineage(index) for index in range(shards)]
         self.labels: Rows | None = None
 
     def _private_examples(self, base: Path, console: Callable[[str], None]) -> Examples:
@@ -66,9 +66,12 @@ class Learner:
             console(f"{where}: {int(public.sum())} records are also in the proxy set, and are left out")
         return examples.take(np.flatnonzero(~public))
 
-    def _lineage(self, examples: Examples, index: int) -> Lineage:
-        model = self._fresh(index)
-        return Lineage(model, Labelled(model.inputs(examples.x), torch.from_numpy(examples.y)))
+    def _lineage(self, index: int, like: Lineage | None = None) -> Lineage:
+        """A student as it begins, on the inputs of ``like`` where it takes the same."""
+        model, part = self._fresh(index), self._parts[index]
+        if like is not None and like.model.network.takes == model.network.takes:
+            return Lineage(model, like.data)
+        return Lineage(model, Labelled(model.inputs(part.x), torch.from_numpy(part.y)))
 
     def _fresh(self, index: int) -> Model:
         seed = self._seed if index == 0 else derive(self._seed, "shard", index)
@@ -89,21 +92,26 @@ class Learner:
         """Its momentum."""
         return self._lineages[0].velocity
 
-    def alone(self) -> Learner:
-        """Another learner on the same data, with the same initial weights: for a comparison, never for a release."""
+    def alone(self, student: Student | None = None) -> Learner:
+        """Another learner on the same data, with the same initial weights or another student: for a comparison, never
+        for a release."""
         other = copy.copy(self)
-        other._lineages = [Lineage(self._fresh(index), one.data) for index, one in enumerate(self._lineages)]
+        if student is not None:
+            other._config = self._config.model_copy(update={"student": student})
+        other._lineages = [other._lineage(index, like) for index, like in enumerate(self._lineages)]
         other.labels = None
         return other
 
     @property
+    def everything(self) -> Labelled:
+        """The private examples of all parts."""
+        x, y = zip(*((one.data.x, one.data.y) for one in self._lineages), strict=True)
+        return self.data if len(x) == 1 else Labelled(torch.cat(x), torch.cat(y))
+
+    @property
     def optimiser(self) -> Optimiser:
         """The architecture's own settings over the client's training block."""
-        student, training = self._config.student, self._config.training
-        usual = DEFAULTS.get(student.kind, {})
-        rate = student.learning_rate or usual.get("learning_rate") or training.learning_rate
-        momentum = training.momentum if student.momentum is None else student.momentum
-        return Optimiser(rate, momentum)
+        return optimiser_of(self._config.student, self._config.training)
 
     def learn(
         self, contract: Contract, round: int, labels: Rows | None, temperature: float, noise: NoiseSource

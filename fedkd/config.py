@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fedkd.errors import ConfigError
 
@@ -479,6 +488,53 @@ def _students(value: object) -> object:
     return value
 
 
+BaselineName = Literal["local", "central", "central_dp_sgd", "fedavg", "fedprox", "fedavg_dp_sgd"]
+_SCHEDULED = {"student", "rounds", "steps", "sample_rate", "learning_rate"}
+# What each comparison reads: the first two have the run's own contract, and none.
+_COMPARED: dict[str, set[str]] = {
+    "local": set(),
+    "central": set(),
+    "central_dp_sgd": _SCHEDULED,
+    "fedavg": _SCHEDULED,
+    "fedprox": _SCHEDULED | {"mu"},
+    "fedavg_dp_sgd": _SCHEDULED,
+}
+
+
+class Baseline(Model):
+    """A model that a run is compared with, on the same splits. What is null is the scenario's own."""
+
+    student: Student | None = Field(None, description="its architecture; null: the first of students")
+    rounds: int | None = Field(None, ge=1, le=10_000, description="how often weights are averaged")
+    steps: int | None = Field(None, ge=1, description="optimiser steps a round, as privacy.steps")
+    sample_rate: Rate | None = Field(None, description="as privacy.sample_rate")
+    learning_rate: Positive | None = Field(None, description="overrules that of student and training")
+    mu: NonNegative = Field(0.01, description="fedprox: weight of the distance to the round's first weights")
+
+
+def _baselines(value: object) -> object:
+    """True and False, names, a list of names, or a mapping from names to settings."""
+    if isinstance(value, bool):
+        value = ["local", "central"] if value else []
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, Mapping):
+        return {name: {} if settings is None else settings for name, settings in value.items()}
+    if isinstance(value, Sequence):
+        _distinct([str(name) for name in value], "baselines")
+        return {str(name): {} for name in value}
+    return value
+
+
+def _read_what_is_set(baselines: dict[str, Baseline]) -> dict[str, Baseline]:
+    for name, settings in baselines.items():
+        odd = sorted(settings.model_fields_set - _COMPARED[name])
+        set_to = [key for key in odd if getattr(settings, key) != Baseline.model_fields[key].default]
+        if set_to:
+            raise ValueError(f"{name} does not read {set_to[0]!r}: remove it")
+    return baselines
+
+
 class Federation(Model):
     """What a simulation and a deployed server have in common."""
 
@@ -511,7 +567,13 @@ class Scenario(Federation):
     )
     training: Training = Training()
     privacy: Privacy = Privacy()
-    baselines: bool = Field(True, description="also train local-only students and a central model to compare with")
+    baselines: Annotated[
+        dict[BaselineName, Baseline], BeforeValidator(_baselines), AfterValidator(_read_what_is_set)
+    ] = Field(
+        {"local": Baseline(), "central": Baseline()},
+        description="what to compare with, each by itself: true (local, central), false, a list of names, or a mapping "
+        "from names to settings",
+    )
 
     @model_validator(mode="after")
     def _fits_the_mechanism(self) -> Self:

@@ -18,11 +18,12 @@ from fedkd.distill.trainer import Labelled, accuracy
 from fedkd.errors import FedkdError
 from fedkd.privacy.contract import Contract
 from fedkd.privacy.noise import NoiseSource, simulation_key
+from simulations.silos import Job, Silo
 
 
 class Host:
-    """Opens agents when they are first called. ``accuracy``, ``local``, ``export`` and ``ledger`` are the harness's:
-    a deployment has nothing like them."""
+    """Opens agents when they are first called. ``accuracy``, ``local``, ``train``, ``forget``, ``export`` and
+    ``ledger`` are the harness's: a deployment has nothing like them."""
 
     def __init__(self, folders: Mapping[str, Path], test: Path) -> None:
         # one thread, so that sums are made in one order whatever the machine and the number of workers
@@ -30,10 +31,13 @@ class Host:
         self._folders, self._test = folders, test
         self._agents: dict[str, Agent] = {}
         self._inputs: dict[str, Labelled] = {}
+        self._silos: dict[str, Silo] = {}
         self._own: dict[str, Callable[[Agent, Any], Any]] = {
             "open": lambda agent, _: None,
             "accuracy": lambda agent, _: self._accuracy(agent.learner.model),
             "local": lambda agent, seed: self._local(agent, seed),
+            "train": lambda agent, job: self._silo(agent, job).train(job),
+            "forget": lambda agent, _: self._silos.pop(agent.name, None) and None,
             "export": lambda agent, path: agent.learner.model.save(Path(path)),
             "ledger": lambda agent, _: agent.ledger.export(),
         }
@@ -56,6 +60,11 @@ class Host:
             except FedkdError as error:
                 raise error.at(client) from None
         return self._agents[client]
+
+    def _silo(self, agent: Agent, job: Job) -> Silo:
+        if agent.name not in self._silos:
+            self._silos[agent.name] = Silo(agent.learner, agent.name, job.student)
+        return self._silos[agent.name]
 
     def _accuracy(self, model: Model) -> float:
         takes = model.network.takes

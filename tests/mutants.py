@@ -24,12 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 AUDITS = ("tests/property/test_audit.py", "tests/golden/test_audit.py", "tests/unit/test_audit_report.py")
 PURE = ("tests/unit/test_discrete.py", "tests/property/test_integers.py", "tests/property/test_sum.py")
 REPORTS = tuple(f"tests/unit/test_{name}.py" for name in ("budget_report", "report_forms", "planning"))
-COPIED = (
-    *("fedkd", "client", "server", "simulations", "tests/guards", "tests/distill", "tests/data", "pyproject.toml"),
-    *("tests/__init__.py", "tests/builders.py", "tests/conftest.py", "tests/golden/test_pate.py", *PURE),
-    *("tests/unit/test_coordinator.py", "tests/contract/test_rules.py", "tests/property/test_rules.py"),
-    *("tests/exports.py", *AUDITS, *REPORTS),
-)
+COPIED = ("fedkd", "client", "server", "simulations", "tests", "pyproject.toml")
 SLOW_IMPORTS = (
     "torch",
     "opacus",
@@ -70,6 +65,7 @@ def _m(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 DP_SGD, NOISE, TRAINER = "fedkd/privacy/dp_sgd.py", "fedkd/privacy/noise.py", "fedkd/distill/trainer.py"
 RULE = "tests/contract/test_rules.py"
 DISCRETE, INTEGERS, SUM, VOTES = (*PURE, "tests/golden/test_pate.py")
+BASELINES, SILOS, COMPARED = "simulations/baselines.py", "simulations/silos.py", "tests/journeys/test_baselines.py"
 BOOK, WIRE, AGENT = "fedkd/privacy/ledger.py", "fedkd/wire.py", "client/agent.py"
 MECHANISM, CONTRACT, COSTS, LIMITS = (
     f"fedkd/privacy/{name}.py" for name in ("mechanisms", "contract", "costs", "limits")
@@ -365,6 +361,11 @@ MUTANTS = (
     _m("columns in another order", "fedkd/data/encoding.py", "if names != known:", "if False:", ENCODING, "test_a_client_with_another_encoding_does_not_start"),
     _m("lists that grow with the rows", "fedkd/data/tables.py", "        if str(cell) not in number:\n", "        number.setdefault(str(cell), len(number))\n        if False:\n", TABLES, "test_a_faulty_table_names_file_line_and_column"),
     _m("labels that grow with the folders", "fedkd/data/images.py", "sorted(present - set(data.labels))", "()", IMAGES, "test_what_does_not_belong_is_named"),
+    # -- comparisons
+    _m("a comparison's noise for one of its rounds", BASELINES, "plan.name, \"simulation\", view.proxy.hash, n, classes, n, plan.rounds, ", "plan.name, \"simulation\", view.proxy.hash, n, classes, n, 1, ", COMPARED, "test_a_contract_of_silos_has_the_noise_of_all_their_rounds"),
+    _m("silos of DP-SGD weighed by their counts", BASELINES, "by_size=plan.name not in PRIVATE", "by_size=True", COMPARED, "test_dp_silos_are_never_weighed_by_their_private_counts"),
+    _m("silos of DP-SGD without a look at the network", BASELINES, "                check_private(self._fresh(self._plans[name]).network)\n", "                pass\n", COMPARED, "test_a_network_that_dp_sgd_cannot_train_is_refused_before_the_first_round"),
+    _m("the first weights of FedProx forgotten", SILOS, "(p - start).square()", "p.square()", COMPARED, "test_the_proximal_terms_gradient_is_mu_times_the_way_from_the_start"),
 )
 # fmt: on
 

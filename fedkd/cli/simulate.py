@@ -46,7 +46,7 @@ def simulate(
     workers: Annotated[int | None, typer.Option(min=1, help="worker processes; they change no result")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as one JSON object, nothing else")] = False,
 ) -> None:
-    """Run a federation on this machine and compare it with local-only and central training."""
+    """Run a federation on this machine and compare it with local-only and central training, FedAvg and others."""
     from simulations.runner import Options, Simulation
 
     settings = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
@@ -158,6 +158,22 @@ def _line(row: Mapping[str, Any]) -> str:
     )
 
 
+def _compared(baselines: Mapping[str, Any]) -> list[str]:
+    """A line for each comparison."""
+    from fedkd.report.comparisons import LABELS, NOTE, WEIGHTS
+
+    lines = [_baseline(LABELS[name], found) for name, found in baselines.items() if found["accuracy"] is not None]
+    return lines + ([NOTE] if set(baselines) & set(WEIGHTS) else [])
+
+
+def _baseline(label: str, found: Mapping[str, Any]) -> str:
+    worst = f" ({found['worst']:.1%})" if found["worst"] != found["accuracy"] else ""
+    told = [f"epsilon {_epsilon(found['epsilon'])}" + (f" per {found['unit']}" if found["epsilon"] != "inf" else "")]
+    if found["bytes_up"]:
+        told.append(f"a client sent {_bytes(found['bytes_up'])} and received {_bytes(found['bytes_down'])}")
+    return f"{label + (', mean (worst)' if worst else ''):<31} {found['accuracy']:6.1%}{worst}  {'; '.join(told)}"
+
+
 def _epsilon(value: float | str) -> str:
     return "∞" if value == "inf" else f"{value:.3f}"
 
@@ -179,10 +195,7 @@ def _closing(summary: Mapping[str, Any]) -> str:
         f"students, mean (worst)          {summary['student_accuracy']['mean']:6.1%} "
         f"({summary['student_accuracy']['min']:.1%})",
     ]
-    if summary["local_accuracy"] is not None:
-        lines.append(f"local only, same epsilon, mean  {summary['local_accuracy']:6.1%}")
-    if summary["central_accuracy"] is not None:
-        lines.append(f"central, without privacy        {summary['central_accuracy']:6.1%}")
+    lines += _compared(summary["baselines"])
     if privacy["mechanism"] == "none":
         lines.append("privacy: none, epsilon = ∞")
     else:
