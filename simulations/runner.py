@@ -27,6 +27,7 @@ from server.loop import Loop, Setting
 from server.run import Row, RunDirectory
 from simulations.baselines import central_accuracy
 from simulations.engine import Engine
+from simulations.poison import Liars
 from simulations.prepare import DONE, config_hash, prepare
 from simulations.split import client_names
 
@@ -61,7 +62,7 @@ class Simulation:
         self._options.tell("preparing data, proxy set and clients")
         prepare(self._scenario, self._out, self._options.base)
         folders = {name: self._out / "clients" / name for name in client_names(self._scenario)}
-        engine = Engine(folders, self._out / "test.npz", self._options.workers)
+        engine = Engine(folders, self._out / "test.npz", self._options.workers, Liars.of(self._scenario))
         try:
             self._options.tell(f"starting {len(folders)} clients")
             engine.map("open")
@@ -140,6 +141,7 @@ class Simulation:
             "rounds": len(loop.rows),
             "seconds": round(time.monotonic() - self._began, 2),
             "run_dir": str(self._out),
+            **({"poisoned": sorted(Liars.of(self._scenario).clients)} if self._scenario.poison else {}),
         }
 
     def _local(self, engine: Engine) -> dict[str, float] | None:
