@@ -219,6 +219,16 @@ class Partition(Model):
     )
 
 
+class Poison(Model):
+    """Simulated clients that send bad answers, of the right form."""
+
+    kind: Literal["label_flip", "random", "colluding"] = Field(
+        description="label_flip: every class named as the next one; random: sure of a class drawn for each answer; "
+        "colluding: sure of the class next to their own first choice"
+    )
+    share: Annotated[float, Field(ge=0, le=1)] = Field(0.2, description="of the clients, chosen by the seed")
+
+
 class Proxy(Model):
     """The public examples, cut off before anything else."""
 
@@ -567,6 +577,7 @@ class Scenario(Federation):
     )
     training: Training = Training()
     privacy: Privacy = Privacy()
+    poison: Poison | None = Field(None, description="clients that lie; only where clients are simulated")
     baselines: Annotated[
         dict[BaselineName, Baseline], BeforeValidator(_baselines), AfterValidator(_read_what_is_set)
     ] = Field(
@@ -582,6 +593,12 @@ class Scenario(Federation):
             raise ValueError(f"the mechanism {self.privacy.mechanism!r} needs aggregate.kind: {' or '.join(fitting)}")
         if self.privacy.mechanism == "sum" and self.clients < FEWEST_IN_A_SUM:
             raise ValueError(f"the mechanism 'sum' needs {FEWEST_IN_A_SUM} clients at least: its noise drowns fewer")
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_lies(self) -> Self:
+        if self.poison is not None and 0 < self.poison.share * self.clients <= 0.5:
+            raise ValueError(f"poison.share {self.poison.share} of {self.clients} clients is nobody: raise one of them")
         return self
 
     @property

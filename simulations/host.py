@@ -18,6 +18,7 @@ from fedkd.distill.trainer import Labelled, accuracy
 from fedkd.errors import FedkdError
 from fedkd.privacy.contract import Contract
 from fedkd.privacy.noise import NoiseSource, simulation_key
+from simulations.poison import HONEST, Liars
 from simulations.silos import Job, Silo
 
 
@@ -25,10 +26,10 @@ class Host:
     """Opens agents when they are first called. ``accuracy``, ``local``, ``train``, ``forget``, ``export`` and
     ``ledger`` are the harness's: a deployment has nothing like them."""
 
-    def __init__(self, folders: Mapping[str, Path], test: Path) -> None:
+    def __init__(self, folders: Mapping[str, Path], test: Path, liars: Liars = HONEST) -> None:
         # one thread, so that sums are made in one order whatever the machine and the number of workers
         torch.set_num_threads(1)
-        self._folders, self._test = folders, test
+        self._folders, self._test, self._liars = folders, test, liars
         self._agents: dict[str, Agent] = {}
         self._inputs: dict[str, Labelled] = {}
         self._silos: dict[str, Silo] = {}
@@ -46,7 +47,10 @@ class Host:
         """A method of the wire, or one of the harness."""
         agent = self._agent(client)
         own = self._own.get(method)
-        return own(agent, argument) if own else agent.handle(method, argument)
+        if own:
+            return own(agent, argument)
+        reply = agent.handle(method, argument)
+        return self._liars.spoil(client, reply) if method == "answer" else reply
 
     def close(self) -> None:
         """Close the agents."""

@@ -27,6 +27,7 @@ from server.loop import Loop, Setting
 from server.run import Row, RunDirectory
 from simulations.baselines import Baselines
 from simulations.engine import Engine
+from simulations.poison import Liars
 from simulations.prepare import DONE, config_hash, prepare
 from simulations.split import client_names
 
@@ -63,7 +64,7 @@ class Simulation:
         scenario, options = self._scenario, self._options
         baselines = Baselines(scenario, self._out, options.base, options.tell, options.stop)
         folders = {name: self._out / "clients" / name for name in client_names(scenario)}
-        engine = Engine(folders, self._out / "test.npz", self._options.workers)
+        engine = Engine(folders, self._out / "test.npz", options.workers, Liars.of(scenario))
         try:
             self._options.tell(f"starting {len(folders)} clients")
             engine.map("open")
@@ -147,6 +148,7 @@ class Simulation:
             "rounds": len(loop.rows),
             "seconds": round(time.monotonic() - self._began, 2),
             "run_dir": str(self._out),
+            **({"poisoned": sorted(Liars.of(self._scenario).clients)} if self._scenario.poison else {}),
         }
 
     def _tune_accuracy(self, loop: Loop) -> float | None:

@@ -84,6 +84,8 @@ def prepare(
     chosen, base = _scenario(scenario, overrides or [], None)
     if out.exists() and any(out.iterdir()):
         raise ConfigError("the folder is not empty", where=str(out), fix="choose another --out")
+    if chosen.poison is not None:
+        raise ConfigError("clients that lie are simulated only", where="key 'poison'", fix="remove it, or use simulate")
     write(chosen, out, base, noise)
     print(f"server: {out / 'server.yaml'}")
     for folder in sorted((out / "clients").iterdir()):
