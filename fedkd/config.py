@@ -744,20 +744,31 @@ def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]
             yield from _lines(value, f"{prefix}{index}.")
 
 
+def setting(text: str) -> tuple[str, Any]:
+    """Key and value of ``key=value``, the value in YAML. Raises ConfigError."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set takes key=value, not {text!r}", fix="for example: --set privacy.epsilon=8")
+    try:
+        return key.strip(), _scalar(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value is not valid YAML: {error}", where=f"--set {text}") from None
+
+
+def mapping(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises ConfigError."""
+    return _read(path)[0]
+
+
 def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set takes key=value, not {override!r}", fix="for example: --set privacy.epsilon=8")
-    *parents, leaf = key.strip().split(".")
+    key, value = setting(override)
+    *parents, leaf = key.split(".")
     for parent in parents:
         below = tree.get(parent)
         tree = tree.setdefault(parent, {}) if not isinstance(below, dict) else below
         if not isinstance(tree, dict):
             raise ConfigError(f"{parent!r} has no keys below it", where=f"--set {override}")
-    try:
-        tree[leaf] = _scalar(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the value is not valid YAML: {error}", where=f"--set {override}") from None
+    tree[leaf] = value
 
 
 def _scalar(text: str) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from simulations.engine import Engine
 from simulations.poison import Liars
 from simulations.prepare import DONE, config_hash, prepare
 from simulations.split import client_names
+from simulations.tracking import TRACKERS, Tracker
 
 Tell = Callable[[str], None]
 
@@ -45,6 +49,7 @@ class Options:
     tell: Tell = print
     on_row: Callable[[Row], None] = lambda row: None
     stop: Callable[[], bool] = lambda: False
+    track: str | None = None
 
 
 class Simulation:
@@ -66,14 +71,34 @@ class Simulation:
         folders = {name: self._out / "clients" / name for name in client_names(scenario)}
         engine = Engine(folders, self._out / "test.npz", options.workers, Liars.of(scenario))
         try:
-            self._options.tell(f"starting {len(folders)} clients")
+            options.tell(f"starting {len(folders)} clients")
             engine.map("open")
-            loop = self._federate(engine)
-            return None if loop is None else self._conclude(engine, loop, baselines)
+            with self._tracked() as tracker:
+                loop = self._federate(engine, tracker)
+                summary = None if loop is None else self._conclude(engine, loop, baselines)
+                if tracker is not None and summary is not None:
+                    tracker.end(summary)
+            return summary
         finally:
             engine.close()
 
-    def _federate(self, engine: Engine) -> Loop | None:
+    @contextmanager
+    def _tracked(self) -> Iterator[Tracker | None]:
+        if self._options.track is None:
+            yield None
+            return
+        metrics = self._out / "server" / "metrics.jsonl"
+        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+        make = TRACKERS[self._options.track]
+        with contextlib.closing(make(self._out / self._options.track, [json.loads(line) for line in lines])) as tracker:
+            yield tracker
+
+    def _federate(self, engine: Engine, tracker: Tracker | None) -> Loop | None:
+        def on_row(row: Row) -> None:
+            if tracker is not None:
+                tracker.row(row.record())
+            self._options.on_row(row)
+
         run = RunDirectory(self._out / "server")
         view = ProxyView.load(self._out / "proxy.safetensors", self._options.base)
         test = sources.load(Data(source="npz", path="test.npz"), self._out)[0]
@@ -81,7 +106,7 @@ class Simulation:
             config=self._scenario,
             clients=self._scenario.clients,
             attempts=1,
-            on_row=self._options.on_row,
+            on_row=on_row,
             more=lambda round: self._more(engine),
             tell=self._options.tell,
             stop=self._options.stop,

@@ -66,6 +66,7 @@ DP_SGD, NOISE, TRAINER = "fedkd/privacy/dp_sgd.py", "fedkd/privacy/noise.py", "f
 RULE = "tests/contract/test_rules.py"
 DISCRETE, INTEGERS, SUM, VOTES = (*PURE, "tests/golden/test_pate.py")
 BASELINES, SILOS, COMPARED = "simulations/baselines.py", "simulations/silos.py", "tests/journeys/test_baselines.py"
+SWEPT = "tests/journeys/test_sweep.py"
 BOOK, WIRE, AGENT = "fedkd/privacy/ledger.py", "fedkd/wire.py", "client/agent.py"
 MECHANISM, CONTRACT, COSTS, LIMITS = (
     f"fedkd/privacy/{name}.py" for name in ("mechanisms", "contract", "costs", "limits")
@@ -361,6 +362,10 @@ MUTANTS = (
     _m("lists that grow with the rows", "fedkd/data/tables.py", "        if str(cell) not in number:\n", "        number.setdefault(str(cell), len(number))\n        if False:\n", TABLES, "test_a_faulty_table_names_file_line_and_column"),
     _m("labels that grow with the folders", "fedkd/data/images.py", "sorted(present - set(data.labels))", "()", IMAGES, "test_what_does_not_belong_is_named"),
     # -- comparisons
+    _m("chosen by the test part", "simulations/sweep.py", 'measured["tune_accuracy"]', 'measured["accuracy"]', SWEPT, "test_tuning_looks_at_the_public_split_alone"),
+    _m("two units in one column", "fedkd/report/comparison_table.py", 'if row.unit in (unit, "none") else "–"', 'if True else "–"', SWEPT, "test_two_units_are_never_in_one_column"),
+    _m("one result counted twice", "fedkd/report/comparisons.py", 'if one.config["seed"] == other.config["seed"]:', "if False:", SWEPT, "test_one_result_is_not_counted_twice"),
+    _m("another run taken for a cell", "simulations/sweep.py", "return config_hash(config.load(Scenario, self.folder / \"config.yaml\")) == config_hash(self.scenario)", "return True", SWEPT, "test_a_run_that_has_another_configuration_is_not_taken_for_a_cell"),
     _m("a comparison's noise for one of its rounds", BASELINES, "plan.name, \"simulation\", view.proxy.hash, n, classes, n, plan.rounds, ", "plan.name, \"simulation\", view.proxy.hash, n, classes, n, 1, ", COMPARED, "test_a_contract_of_silos_has_the_noise_of_all_their_rounds"),
     _m("silos of DP-SGD weighed by their counts", BASELINES, "by_size=plan.name not in PRIVATE", "by_size=True", COMPARED, "test_dp_silos_are_never_weighed_by_their_private_counts"),
     _m("silos of DP-SGD without a look at the network", BASELINES, "                check_private(self._fresh(self._plans[name]).network)\n", "                pass\n", COMPARED, "test_a_network_that_dp_sgd_cannot_train_is_refused_before_the_first_round"),

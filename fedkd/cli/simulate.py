@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from server.run import Row
 
 SET = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of the scenario")]
+TRACK = Annotated[
+    Literal["tensorboard"] | None, typer.Option(help="write scalars by round into a folder of that name in the run's")
+]
 SCENARIO = Annotated[Path | None, typer.Argument(help="scenario file; without one: digits, 5 clients, epsilon 3")]
 HEADER = (
     f"{'round':>5}  {'teacher':>7}  {'students':>8}  {'ε spent':>7}  {'ε left':>7}  "
@@ -44,6 +47,7 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
     seed: Annotated[int | None, typer.Option(help="same as --set seed=N")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="worker processes; they change no result")] = None,
+    track: TRACK = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as one JSON object, nothing else")] = False,
 ) -> None:
     """Run a federation on this machine and compare it with local-only and central training, FedAvg and others."""
@@ -53,7 +57,7 @@ def simulate(
     chosen, base = _scenario(scenario, settings, out if resume else None)
     folder = _folder(out, chosen, resume)
     stream = sys.stderr if as_json else sys.stdout
-    with _stopping(stream) as stop:
+    with stopping() as stop:
         options = Options(
             out=folder,
             base=base,
@@ -62,6 +66,7 @@ def simulate(
             tell=lambda text: print(f"· {text}", file=sys.stderr, flush=True),
             on_row=_Table(stream),
             stop=stop,
+            track=track,
         )
         summary = Simulation(chosen, options).run()
     if summary is None:
@@ -121,7 +126,7 @@ def _folder(out: Path | None, chosen: Scenario, resume: bool) -> Path:
 
 
 @contextmanager
-def _stopping(stream: Any) -> Iterator[Callable[[], bool]]:
+def stopping() -> Iterator[Callable[[], bool]]:
     """Ctrl-C asks to stop after the round; a second one stops at once (nothing is lost then either)."""
     asked: list[int] = []
 
