@@ -184,7 +184,7 @@ MUTANTS = (
     _m("a lost round charged as the first mechanism", COSTS, "for mechanism in mechanisms]", "for mechanism in mechanisms[:1]]", COSTED, LOST_ROUND),
     _m("a lost round charged at any noise", COSTS, "cost.events(cost.loud(policy.min_noise))", "cost.events(9.0)", COSTED, LOST_ROUND),
     _m("noise of the most demanding client forgotten", "fedkd/coordinator.py", "tuple(max(column) for column", "tuple(min(column) for column", "tests/unit/test_coordinator.py", "test_a_round_has_the_noise_of_its_most_demanding_client"),
-    _m("agreements to fewer noises than the rule adds", "fedkd/coordinator.py", "if needed and len(variances) != needed:", "if False:", "tests/unit/test_coordinator.py", "test_an_agreement_must_ask_for_the_noises_that_the_rule_adds"),
+    _m("agreements to fewer noises than the rule adds", "fedkd/coordinator.py", "if len(variances) != needed and self._aggregate != \"mean\":", "if False:", "tests/unit/test_coordinator.py", "test_an_agreement_must_ask_for_the_noises_that_the_rule_adds"),
     # -- the policy
     _m("more answers than the policy allows", CONTRACT, "most = offer.examples if policy.max_answers is None else min(policy.max_answers, offer.examples)", "most = offer.examples", POLICY, OFFERS),
     _m("more answers than there are examples", CONTRACT, "if not 1 <= offer.queries <= most:", "if not 1 <= offer.queries:", POLICY, OFFERS),
@@ -363,7 +363,7 @@ MUTANTS = (
     _m("labels that grow with the folders", "fedkd/data/images.py", "sorted(present - set(data.labels))", "()", IMAGES, "test_what_does_not_belong_is_named"),
     # -- comparisons
     _m("chosen by the test part", "simulations/sweep.py", 'measured["tune_accuracy"]', 'measured["accuracy"]', SWEPT, "test_tuning_looks_at_the_public_split_alone"),
-    _m("two units in one column", "fedkd/report/comparison_table.py", 'if row.unit in (unit, "none") else "–"', 'if True else "–"', SWEPT, "test_two_units_are_never_in_one_column"),
+    _m("two units in one column of a comparison", "fedkd/report/comparison_table.py", 'if row.unit in (unit, "none") else "–"', 'if True else "–"', SWEPT, "test_two_units_are_never_in_one_column"),
     _m("one result counted twice", "fedkd/report/comparisons.py", 'if one.config["seed"] == other.config["seed"]:', "if False:", SWEPT, "test_one_result_is_not_counted_twice"),
     _m("another run taken for a cell", "simulations/sweep.py", "return config_hash(config.load(Scenario, self.folder / \"config.yaml\")) == config_hash(self.scenario)", "return True", SWEPT, "test_a_run_that_has_another_configuration_is_not_taken_for_a_cell"),
     _m("a comparison's noise for one of its rounds", BASELINES, "plan.name, \"simulation\", view.proxy.hash, n, classes, n, plan.rounds, ", "plan.name, \"simulation\", view.proxy.hash, n, classes, n, 1, ", COMPARED, "test_a_contract_of_silos_has_the_noise_of_all_their_rounds"),

@@ -348,6 +348,8 @@ def test_each_block_has_the_limit_for_itself_and_all_together_the_lifetimes() ->
     assert 2.4 < spent("example", events) <= 2.5
     free = draw_up(policy(epsilon=2.0), builders.offer(run="run-2"), past(first), "2027")
     assert free.events[0].noise_multiplier == first.events[0].noise_multiplier
+    again = builders.offer(run="run-2")
+    assert refused(lambda: draw_up(policy(epsilon=2.0), again, past(first), "2026")) is Code.EXHAUSTED
     assert refused(lambda: draw_up(whole, builders.offer(run="run-3"), past(first, second), "2026")) is Code.EXHAUSTED
     assert refused(lambda: draw_up(whole, builders.offer(run="run-3"), past(first, second), "2028")) is Code.EXHAUSTED
 
