@@ -140,3 +140,17 @@ def test_a_damaged_checkpoint_costs_a_round_and_not_the_run(tmp_path: Path, capl
         (tmp_path / "run" / name).write_bytes(b"nothing")
     with pytest.raises(DataError, match="damaged, or of another kind"):
         RunDirectory(tmp_path / "run").load()
+
+
+@pytest.mark.parametrize("of", ["an earlier round", "another client"])
+def test_a_replayed_reply_is_refused_and_told(tmp_path: Path, of: str) -> None:
+    kept, told = dict[str, bytes](), list[str]()
+
+    def replaying(name: str, method: str, payload: bytes) -> bytes:
+        reply = honest("client-0" if of == "another client" and method == "answer" else name, method, payload)
+        return kept.setdefault(method, reply)
+
+    with federation(tmp_path, scenario(2, 3), replaying, told) as loop:
+        assert loop.run()
+        assert [row["answered"] for row in loop.rows] == ([2, 1, 1] if of == "an earlier round" else [1, 1, 1])
+    assert any(line.endswith("answers to another plan, or of another client") for line in told), told
