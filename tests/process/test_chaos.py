@@ -1,4 +1,4 @@
-"""Every kind of process is killed during one run: it completes, and its bytes are those of a run nobody has disturbed."""
+"""Every kind of process is killed during one run: it completes, with the bytes of a run that nobody has disturbed."""
 
 from __future__ import annotations
 
