@@ -637,7 +637,9 @@ class ServerConfig(Federation):
     nodes: str | None = Field(None, description="folder of the clients' public node keys; needed with tls")
     superlink: str | None = Field(None, description="host:port of a SuperLink that runs already; then none is started")
     superlink_ca: str | None = Field(None, description="PEM file of the authority that signed its certificate")
-    round_timeout: Positive = Field(600.0, description="seconds a round waits for answers")
+    round_timeout: Positive = Field(
+        600.0, description="seconds a request waits; a round below quorum asks for twice as long"
+    )
     join_timeout: Positive = Field(600.0, description="seconds to wait for clients before the first round")
 
 

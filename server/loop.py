@@ -135,8 +135,10 @@ class Loop:
                 time.sleep(min(2.0 ** (attempt - 1), _LONGEST_PAUSE))
         for client in tally.answered:
             self._coordinator.holds(client)
+        asked = time.monotonic()
         self._coordinator.finish(acc, tally.answered)
-        self._record(tally, time.monotonic() - began)
+        over = time.monotonic()
+        self._record(tally, over - began, over - asked)
 
     def _goes_on(self, tally: Tally, attempt: int, seconds: float) -> bool:
         """Whether to ask again those who have not answered."""
@@ -285,7 +287,7 @@ class Loop:
         self._count(tally)
         self._checkpoint()
 
-    def _record(self, tally: Tally, seconds: float) -> None:
+    def _record(self, tally: Tally, seconds: float, distilling: float) -> None:
         unanswered = tally.unanswered()
         for client, reason in unanswered.items():
             self._setting.tell(f"round {self._coordinator.state.round}: {client}: {reason}")
@@ -300,6 +302,7 @@ class Loop:
             bytes_up=tally.up,
             bytes_down=tally.down,
             seconds=round(seconds, 3),
+            distilling=round(distilling, 3),
             more={},
         )
         row = replace(row, more=self._setting.more(row.round))
@@ -369,7 +372,7 @@ def serve(grid: Grid, config_path: str) -> None:
         config.clients,
         config.round_timeout,
         config.join_timeout,
-        patience=config.round_timeout,
+        patience=2 * config.round_timeout,
         on_row=_print_row,
         name=config.name,
         heads=heads.load,
