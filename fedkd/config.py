@@ -34,9 +34,10 @@ FEATURES = ("none", "pca", "scattering", "patches")
 ARCHITECTURES = ("linear", "mlp", "cnn", "rnn", "transformer")
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+CODEC = r"^(float32|float16|int8|label|top([2-9]|[1-9][0-9]))(\+zlib)?$"
 
 Mechanism = Literal["dp_sgd", "gaussian", "sum", "votes", "none"]
-Codec = Literal["float32", "float16"]
+Codec = Annotated[str, Field(pattern=CODEC)]
 Rule = Literal["mean", "entropy", "confidence", "majority", "median", "trimmed", "sum", "votes"]
 _OF_PROBABILITIES: tuple[Rule, ...] = ("mean", "entropy", "confidence", "majority", "median", "trimmed")
 AGGREGATES: dict[Mechanism, tuple[Rule, ...]] = {
@@ -552,7 +553,11 @@ class Federation(Model):
     rounds: int = Field(5, ge=1, le=10_000, description="how often clients train and answer")
     quorum: Rate = Field(0.5, description="share of the expected clients that must answer for a round to count")
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(1.0, description="T of the teacher's soft labels")
-    codec: Codec = Field("float16", description="how probabilities travel")
+    codec: Codec = Field(
+        "float16",
+        description="how answers that are probabilities travel: float32 | float16 | int8 | label (the first choice and "
+        "its probability) | top2, top3, ... (so many), each also with +zlib",
+    )
     teacher: Teacher = Teacher()
     aggregate: Aggregate = Aggregate()
 

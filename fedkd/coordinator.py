@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from fedkd.aggregate import RULES
 from fedkd.aggregate.rule import Central, Rule
+from fedkd.codecs import of_soft_labels, unpack
 from fedkd.config import Federation
 from fedkd.consensus import Consensus
 from fedkd.errors import WireError
 from fedkd.privacy.noise import NoiseSource, fresh_key, simulation_key
 from fedkd.rng import generator
 from fedkd.tensors import Arrays, below
-from fedkd.wire import Agreement, Answers, Offer, Plan, Rows, changed, labels_digest, quantise
+from fedkd.wire import COUNTS, Agreement, Answers, Offer, Plan, Rows, changed, labels_digest, quantise
 
 MAX_VOTES = 100
 """One client's votes a query, at the most."""
@@ -140,7 +141,10 @@ class Coordinator:
         state = self.state
         new = state.labels.get(state.current)
         if new is None:
-            ids, rows = np.zeros(0, np.uint32), quantise(np.zeros((0, self.terms.classes)), self._config.codec)
+            ids, rows = (
+                np.zeros(0, np.uint32),
+                quantise(np.zeros((0, self.terms.classes)), of_soft_labels(self._config.codec)),
+            )
         else:
             ids = changed(None if whole else state.labels.get(state.holds.get(client, "")), new)
             rows = new[ids]
@@ -181,12 +185,19 @@ class Coordinator:
         if (answers.run, answers.client, answers.round, answers.plan) != expected:
             raise WireError("answers to another plan, or of another client")
         shards = self._demands[client].shards if client in self._demands else 1
-        self._rule.check(answers.rows.rows, self._queries, self.terms.classes, shards)
+        self._rule.check(self._rows(answers), self._queries, self.terms.classes, shards)
 
     def fold(self, acc: Any, answers: Answers) -> Any:
         """Add one client's answers, which have been checked."""
         self.take_head(answers.client, answers.head)
-        return self._rule.fold(acc, answers.client, answers.rows.rows)
+        return self._rule.fold(acc, answers.client, self._rows(answers))
+
+    def _rows(self, answers: Answers) -> Rows:
+        """Votes and noised integers as they are, probabilities as the codec's. Raises WireError."""
+        carried = answers.rows.rows
+        if carried.ndim == 2 and str(carried.dtype) in COUNTS:
+            return carried
+        return unpack(carried, self._config.codec, self._queries, self.terms.classes)
 
     def take_head(self, client: str, head: str) -> None:
         """Keep the newest; a retry brings the head of its own time, and of two that are equally new the second would
@@ -224,7 +235,7 @@ class Coordinator:
         return Central(variances, NoiseSource(key), sum(demand.shards for demand in demands))
 
     def _publish(self) -> None:
-        rows = quantise(self._teacher.soft_labels(self._config.temperature), self._config.codec)
+        rows = quantise(self._teacher.soft_labels(self._config.temperature), of_soft_labels(self._config.codec))
         state = self.state
         state.current = labels_digest(rows)
         held = {*state.holds.values(), state.current}

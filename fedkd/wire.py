@@ -15,7 +15,8 @@ from typing import Any, ClassVar, TypeVar, get_args, get_type_hints, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkd.config import Rule
+from fedkd.codecs import FLOATS as DTYPES
+from fedkd.config import CODEC, Rule
 from fedkd.errors import DataError, WireError
 from fedkd.tensors import canonical, digest, pack, unpack
 
@@ -26,7 +27,6 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 HASH = re.compile(r"[0-9a-f]{64}")
 HEAD = re.compile(r"([1-9][0-9]{0,11})\.([0-9]{1,12})\.([0-9a-f]{64})\.([0-9a-f]{128})")
 ROW_SUM_TOLERANCE = 0.02  # float16 rounds each of at most a few hundred probabilities by 2^-11, relatively
-DTYPES = {"float16": np.float16, "float32": np.float32}
 COUNTS = ("uint8", "int32")  # votes; probabilities on a grid, with noise
 VECTORS = {"ids": np.uint32, "asked": np.uint32, "variances": np.uint64}
 AGGREGATES = (*get_args(Rule), "confident_votes")
@@ -139,8 +139,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Answers:
-    """Client -> server: released predictions on the proxy examples that were asked, and the ledger's head for this
-    server."""
+    """Client -> server: released predictions on the proxy examples that were asked, a matrix or as bytes of the codec
+    (see ``fedkd.codecs``), and the ledger's head for this server."""
 
     kind: ClassVar[str] = "answers"
     run: str
@@ -227,7 +227,8 @@ def _build(kind: type[Any], header: dict[str, Any], arrays: dict[str, NDArray[An
 def _field(kind: type, name: str, hint: Any, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Any:
     value: Any = header[name] if name in header else arrays[name]
     if hint is Released and isinstance(value, np.ndarray):
-        return Released(_matrix(value, (*DTYPES, *COUNTS)), "")
+        packed = value.ndim == 1 and value.dtype == np.uint8
+        return Released(value if packed else _matrix(value, (*DTYPES, *COUNTS)), "")
     if hint is Code and isinstance(value, str) and value in set(Code):
         return Code(value)
     if name in VECTORS and isinstance(value, np.ndarray) and value.dtype == VECTORS[name] and value.ndim == 1:
@@ -253,8 +254,8 @@ def _within(name: str, value: str | int | bool | float) -> bool:
     return 0 <= value <= MAX_ROWS
 
 
-_CHOICES = {"codec": tuple(DTYPES), "aggregate": AGGREGATES, "noise": ("os", "simulation")}
-_PATTERNS = {"run": NAME, "client": NAME, "server": NAME, "seen": HEAD, "head": HEAD}
+_CHOICES = {"aggregate": AGGREGATES, "noise": ("os", "simulation")}
+_PATTERNS = {"run": NAME, "client": NAME, "server": NAME, "codec": re.compile(CODEC), "seen": HEAD, "head": HEAD}
 
 
 def _matrix(value: NDArray[Any], types: tuple[str, ...]) -> Rows:
@@ -293,7 +294,7 @@ def _check_shape(rows: Rows, examples: int, classes: int) -> None:
 
 
 def quantise(rows: NDArray[np.floating[Any]], codec: str) -> Rows:
-    """Rows as the codec carries them."""
+    """Rows as floats of this kind."""
     return np.ascontiguousarray(rows, dtype=DTYPES[codec])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedkd.codecs import pack
 from fedkd.config import Federation
 from fedkd.coordinator import Coordinator, Terms
 from fedkd.errors import WireError
@@ -35,8 +36,8 @@ class Teacher:
     def load(self, arrays: Any) -> None: ...
 
 
-def coordinator(**aggregate: Any) -> Coordinator:
-    config = Federation.model_validate({"rounds": 3, "codec": "float32", "aggregate": aggregate})
+def coordinator(codec: str = "float32", **aggregate: Any) -> Coordinator:
+    config = Federation.model_validate({"rounds": 3, "codec": codec, "aggregate": aggregate})
     terms = Terms("run-1", "0" * 64, 4, 2, "server", 3, np.eye(4, dtype=np.float32))
     return Coordinator(config, terms, Teacher())
 
@@ -117,3 +118,26 @@ def test_a_round_by_any_rule_moves_on(kind: str) -> None:
         acc = made.fold(acc, answers_to(made.plan(client), client, np.tile(np.array([1, 0], np.float32), (4, 1))))
     made.finish(acc, "abc")
     assert made.state.consensus is not None and (made.state.consensus.rows.argmax(axis=1) == 0).all()
+
+
+def test_answers_travel_in_the_codec_that_was_agreed() -> None:
+    made = coordinator(kind="median")
+    made.agreed(agreement(client="a"), "a")
+    plan, rows = made.plan("a"), np.full((4, 2), 0.5)
+    for codec in ("float16", "int8", "label"):
+        with pytest.raises(WireError, match="not float32"):
+            made.check_answers(answers_to(plan, "a", pack(rows, codec)), "a", plan)
+
+
+@pytest.mark.parametrize("codec", ["int8", "label", "float16+zlib"])
+def test_packed_answers_are_unpacked_for_the_rule(codec: str) -> None:
+    made = coordinator(codec=codec)
+    made.agreed(agreement(client="a"), "a")
+    plan, rows = made.plan("a"), np.array([[0.75, 0.25]] * 4)
+    replied = answers_to(plan, "a", pack(rows, codec))
+    made.check_answers(replied, "a", plan)
+    made.finish(made.fold(made.start(made.roster), replied), ["a"])
+    assert made.state.consensus is not None and np.allclose(made.state.consensus.rows, rows, atol=0.01)
+    for bad in (pack(rows[:3], codec), np.zeros(9, np.uint8), rows.astype(np.float32)):
+        with pytest.raises(WireError):
+            made.check_answers(answers_to(plan, "a", bad), "a", plan)
