@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkd.codecs import FLOATS as DTYPES
-from fedkd.config import CODEC, Rule
+from fedkd.config import AUGMENT, CODEC, Rule
 from fedkd.errors import DataError, WireError
 from fedkd.tensors import canonical, digest, pack, unpack
 
-SCHEMA = 2
+SCHEMA = 3
 MAX_BYTES = 256 * 2**20
 MAX_ROWS = 10_000_000
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
@@ -76,8 +76,9 @@ class Hello:
 class Offer:
     """Server -> client: the whole run, before its first round. There is no privacy setting in it.
 
-    ``queries`` proxy examples are asked each round; ``aggregate`` is what answers are for, hence their form;
-    ``clients`` are expected. ``seen`` is the newest head of its branch of the client's ledger that the server has seen.
+    ``queries`` examples are asked each round, of the proxy set's own and those that ``augment`` makes of them;
+    ``aggregate`` is what answers are for, hence their form; ``clients`` are expected. ``seen`` is the newest head of
+    its branch of the client's ledger that the server has seen.
     """
 
     kind: ClassVar[str] = "offer"
@@ -92,6 +93,7 @@ class Offer:
     aggregate: str
     clients: int
     seen: str
+    augment: str = "none"
 
 
 @dataclass(frozen=True)
@@ -255,13 +257,26 @@ def _within(name: str, value: str | int | bool | float) -> bool:
 
 
 _CHOICES = {"aggregate": AGGREGATES, "noise": ("os", "simulation")}
-_PATTERNS = {"run": NAME, "client": NAME, "server": NAME, "codec": re.compile(CODEC), "seen": HEAD, "head": HEAD}
+_PATTERNS = {
+    "run": NAME,
+    "client": NAME,
+    "server": NAME,
+    "seen": HEAD,
+    "head": HEAD,
+    "codec": re.compile(CODEC),
+    "augment": re.compile(AUGMENT),
+}
 
 
 def _matrix(value: NDArray[Any], types: tuple[str, ...]) -> Rows:
     if value.ndim != 2 or str(value.dtype) not in types or not np.isfinite(value).all():
         raise WireError(f"rows must be a finite matrix of {' or '.join(types)}")
     return value
+
+
+def pool(examples: int, augment: str) -> int:
+    """How many examples may be asked: those of a proxy set, and as many for each copy that ``augment`` makes."""
+    return examples * (1 if augment == "none" else 1 + int(augment.partition(":")[2]))
 
 
 def check_rows(rows: Rows, examples: int, classes: int) -> None:

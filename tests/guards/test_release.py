@@ -48,7 +48,7 @@ def names(kind: type) -> list[str]:
             Offer,
             [
                 *("run", "server", "proxy", "examples", "classes", "queries", "rounds", "codec", "aggregate"),
-                *("clients", "seen"),
+                *("clients", "seen", "augment"),
             ],
         ),
         (Agreement, ["run", "client", "contract", "variances", "shards", "noise", "head"]),

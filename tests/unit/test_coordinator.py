@@ -30,6 +30,9 @@ class Teacher:
     def soft_labels(self, temperature: float) -> Any:
         return self.rows
 
+    def entropies(self) -> Any:
+        return np.array([0.1, 0.5, 0.5, 0.3])
+
     def arrays(self) -> dict[str, Any]:
         return {}
 
@@ -141,3 +144,29 @@ def test_packed_answers_are_unpacked_for_the_rule(codec: str) -> None:
     for bad in (pack(rows[:3], codec), np.zeros(9, np.uint8), rows.astype(np.float32)):
         with pytest.raises(WireError):
             made.check_answers(answers_to(plan, "a", bad), "a", plan)
+
+
+def test_from_the_second_round_what_the_teacher_is_least_sure_of_is_asked() -> None:
+    made = coordinator(queries=2, choose="entropy")
+    made.agreed(agreement(client="a"), "a")
+    first = made.plan("a").asked
+    rows = np.full((2, 2), 0.5, np.float32)
+    made.finish(made.fold(made.start(made.roster), answers_to(made.plan("a"), "a", rows)), ["a"])
+    assert len(first) == 2 and made.plan("a").asked.tolist() == [1, 2]
+    config = Federation.model_validate({"rounds": 3, "codec": "float32", "aggregate": {"queries": 2}})
+    arrays, meta = made.checkpoint()
+    again = Coordinator.restore(config, made.terms, Teacher(), arrays, meta)
+    assert again.plan("a").asked.tolist() == [1, 2]
+
+
+def test_further_examples_are_asked_beside_the_proxy_sets_own() -> None:
+    config = Federation.model_validate({"codec": "float32", "augment": {"kind": "mixup", "copies": 2}})
+    terms = Terms("run-1", "0" * 64, 4, 2, "server", 3, np.eye(12, dtype=np.float32))
+    made = Coordinator(config, terms, Teacher())
+    made.agreed(agreement(client="a"), "a")
+    offer = made.offer("a")
+    assert (offer.examples, offer.queries, offer.augment) == (4, 12, "mixup:2")
+    replied = answers_to(made.plan("a"), "a", np.full((12, 2), 0.5, np.float32))
+    made.check_answers(replied, "a", made.plan("a"))
+    acc = made.fold(made.start(made.roster), replied)
+    assert made._rule.finish(acc, made._central(["a"]), terms.features).rows.shape == (12, 2)
