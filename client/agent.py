@@ -21,6 +21,7 @@ from client.learner import Learner
 from client.lock import hold
 from fedkd import wire
 from fedkd.config import FEW_IN_A_SUM, ClientConfig, Policy, load
+from fedkd.data.augment import fits
 from fedkd.distill.model import ProxyView
 from fedkd.errors import BudgetExceeded, FedkdError, WireError
 from fedkd.privacy.architecture import check_private
@@ -139,6 +140,8 @@ class Agent:
     def _agree(self, offer: Offer) -> Agreement:
         if (offer.examples, offer.classes) != (len(self._proxy), self._proxy.classes):
             raise Refused(Code.LABELS)
+        if not fits(self._proxy, offer.augment):
+            raise Refused(Code.ANSWERS)
         self._check_seen(offer.server, offer.seen)
         contract = self.ledger.contract(offer.run)
         if contract is None:  # or closed: then the ledger refuses
@@ -231,7 +234,7 @@ class Agent:
         noise = NoiseSource(reservation.key)
         self.learner.learn(contract, plan.round, labels, plan.temperature, noise)
         mechanism = MECHANISMS[contract.mechanism](contract)
-        released = mechanism.release(mechanism.bound(self.learner.answer(plan.asked)), noise)
+        released = mechanism.release(mechanism.bound(self.learner.answer(plan.asked, contract.augment)), noise)
         head = self.ledger.head(contract.server)  # of the charge: that of the commit would be a hash of itself
         return wire.encode(Answers(plan.run, self.name, plan.round, plan.identity, released, head))
 

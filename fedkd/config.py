@@ -34,9 +34,11 @@ FEATURES = ("none", "pca", "scattering", "patches")
 ARCHITECTURES = ("linear", "mlp", "cnn", "rnn", "transformer")
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+AUGMENT = r"^(none|(mixup|shift):[1-9])$"
+CODEC = r"^(float32|float16|int8|label|top([2-9]|[1-9][0-9]))(\+zlib)?$"
 
 Mechanism = Literal["dp_sgd", "gaussian", "sum", "votes", "none"]
-Codec = Literal["float32", "float16"]
+Codec = Annotated[str, Field(pattern=CODEC)]
 Rule = Literal["mean", "entropy", "confidence", "majority", "median", "trimmed", "sum", "votes"]
 _OF_PROBABILITIES: tuple[Rule, ...] = ("mean", "entropy", "confidence", "majority", "median", "trimmed")
 AGGREGATES: dict[Mechanism, tuple[Rule, ...]] = {
@@ -358,6 +360,20 @@ class Distil(Model):
         return self
 
 
+class Augment(Model):
+    """Further proxy examples, made of the proxy set's own by everybody alike; for mechanisms that give answers away."""
+
+    kind: Literal["none", "mixup", "shift"] = Field(
+        "none", description="mixup: weighted means of pairs; shift: images moved by a pixel or two"
+    )
+    copies: int = Field(1, ge=1, le=9, description="how many of them for each proxy example")
+
+    @property
+    def spec(self) -> str:
+        """As offers and contracts say it."""
+        return "none" if self.kind == "none" else f"{self.kind}:{self.copies}"
+
+
 class Aggregate(Model):
     """What the server makes of many clients' answers."""
 
@@ -369,7 +385,10 @@ class Aggregate(Model):
         "server mean",
     )
     queries: int | None = Field(
-        None, ge=1, description="proxy examples asked a round, in turn, as far as there are so many; none: all"
+        None, ge=1, description="proxy examples asked a round, as far as there are so many; none: all"
+    )
+    choose: Literal["turn", "entropy"] = Field(
+        "turn", description="which of them: the next in turn, or from round 2 those that the teacher is least sure of"
     )
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="votes: share of the clients that must agree before a query is answered (Confident-GNMax)"
@@ -552,9 +571,14 @@ class Federation(Model):
     rounds: int = Field(5, ge=1, le=10_000, description="how often clients train and answer")
     quorum: Rate = Field(0.5, description="share of the expected clients that must answer for a round to count")
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(1.0, description="T of the teacher's soft labels")
-    codec: Codec = Field("float16", description="how probabilities travel")
+    codec: Codec = Field(
+        "float16",
+        description="how answers that are probabilities travel: float32 | float16 | int8 | label (the first choice and "
+        "its probability) | top2, top3, ... (so many), each also with +zlib",
+    )
     teacher: Teacher = Teacher()
     aggregate: Aggregate = Aggregate()
+    augment: Augment = Augment()
 
     @property
     def aggregation(self) -> Aggregate:
@@ -593,6 +617,14 @@ class Scenario(Federation):
             raise ValueError(f"the mechanism {self.privacy.mechanism!r} needs aggregate.kind: {' or '.join(fitting)}")
         if self.privacy.mechanism == "sum" and self.clients < FEWEST_IN_A_SUM:
             raise ValueError(f"the mechanism 'sum' needs {FEWEST_IN_A_SUM} clients at least: its noise drowns fewer")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_are_free(self) -> Self:
+        if self.augment.kind != "none" and self.privacy.mechanism not in ("dp_sgd", "none"):
+            raise ValueError(
+                f"every answer costs under the mechanism {self.privacy.mechanism!r}: remove augment, or take dp_sgd"
+            )
         return self
 
     @model_validator(mode="after")

@@ -63,9 +63,9 @@ class Loop:
     def __init__(self, grid: Grid, setting: Setting, view: ProxyView, run: RunDirectory, test: Examples | None) -> None:
         self._grid, self._setting, self._run = grid, setting, run
         proxy, config = view.proxy, setting.config
-        features = view.inputs("features").numpy()
+        features = view.inputs("features", config.augment.spec).numpy()
         terms = Terms(run.run_id, proxy.hash, len(proxy), proxy.classes, setting.name, setting.clients, features)
-        self._teacher = Teacher(config.teacher, view, config.seed, setting.code)
+        self._teacher = Teacher(config.teacher, view, config.seed, setting.code, config.augment.spec)
         self._test = None if test is None else Labelled(self.teacher.inputs(test.x), torch.from_numpy(test.y))
         self._rows: list[dict[str, Any]] = []
         self._traffic = {"up": 0, "down": 0}

@@ -50,7 +50,7 @@ class Host:
         if own:
             return own(agent, argument)
         reply = agent.handle(method, argument)
-        return self._liars.spoil(client, reply) if method == "answer" else reply
+        return self._liars.spoil(client, reply, agent.ledger.contract) if method == "answer" else reply
 
     def close(self) -> None:
         """Close the agents."""

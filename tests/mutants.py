@@ -63,7 +63,8 @@ def _m(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 
 
 DP_SGD, NOISE, TRAINER = "fedkd/privacy/dp_sgd.py", "fedkd/privacy/noise.py", "fedkd/distill/trainer.py"
-RULE = "tests/contract/test_rules.py"
+RULE, CODEC = "tests/contract/test_rules.py", "tests/property/test_codecs.py"
+AUGMENTED = "tests/data/test_augment.py"
 DISCRETE, INTEGERS, SUM, VOTES = (*PURE, "tests/golden/test_pate.py")
 BASELINES, SILOS, COMPARED = "simulations/baselines.py", "simulations/silos.py", "tests/journeys/test_baselines.py"
 SWEPT = "tests/journeys/test_sweep.py"
@@ -352,6 +353,16 @@ MUTANTS = (
     _m("noised answers for any rule", "fedkd/config.py", '    "gaussian": ("mean",),', '    "gaussian": _OF_PROBABILITIES,', POLICY, "test_answers_with_noise_are_given_for_a_mean_alone"),
     _m("a client counted twice in a median", "fedkd/aggregate/robust.py", "        if client in acc.rows:\n", "        if False:\n", "tests/property/test_rules.py", "test_a_client_counts_once"),
     _m("nothing trimmed", "fedkd/aggregate/robust.py", "ordered[:, cut : clients - cut].mean", "ordered[:, :].mean", "tests/property/test_rules.py", "test_two_of_five_liars_do_not_change_what_three_say_alike"),
+    _m("a codec that was not agreed", "fedkd/codecs.py", " or carried.dtype != FLOATS[name]:", ":", "tests/unit/test_coordinator.py", "test_answers_travel_in_the_codec_that_was_agreed"),
+    _m("classes that are not there", "fedkd/codecs.py", "(which >= classes).any() or ", "", CODEC, "test_rows_that_name_no_class_or_no_largest_entry_are_refused"),
+    _m("a class named twice", "fedkd/codecs.py", "(np.diff(which, axis=1) <= 0).any() or ", "", CODEC, "test_rows_that_name_no_class_or_no_largest_entry_are_refused"),
+    _m("more than the whole", "fedkd/codecs.py", " or (total > LEVELS + kept / 2).any():", ":", CODEC, "test_rows_that_name_no_class_or_no_largest_entry_are_refused"),
+    _m("compressed bytes without a limit", "fedkd/codecs.py", "stream.decompress(data, size + 1)", "stream.decompress(data)", CODEC, "test_a_few_bytes_that_stand_for_many_are_not_blown_up"),
+    _m("further examples by the seed of each party", "fedkd/data/augment.py", "int(proxy.hash, 16)", "id(proxy)", AUGMENTED, "test_server_and_clients_make_the_same_examples_of_the_same_file"),
+    _m("further examples not counted", CONTRACT, "    there = pool(offer.examples, offer.augment)", "    there = 10**9", POLICY, "test_more_than_there_is_cannot_be_asked"),
+    _m("a plan beyond the examples that there are", CONTRACT, "int(plan.asked[-1]) < contract.pool", "True", POLICY, "test_no_more_is_answered_than_the_policy_allows_however_it_is_made"),
+    _m("examples that cannot be made", AGENT, "        if not fits(self._proxy, offer.augment):", "        if False:", POLICY, "test_what_cannot_be_made_of_the_proxy_set_is_refused_before_it_costs"),
+    _m("more answers where every one costs", "fedkd/config.py", 'if self.augment.kind != "none" and', "if False and", AUGMENTED, "test_where_every_answer_costs_more_of_them_are_refused"),
     # -- what turns cells into inputs
     _m("scales fitted on private rows", "simulations/split.py", "encoding.fitted(data, train.x[parts.proxy])", "encoding.fitted(data, train.x)", ENCODING, "test_no_private_row_changes_the_proxy_set_or_its_encoding"),
     _m("rows of a client not scaled by the proxy set", "client/learner.py", "sources.load(data, base)", "sources.load(self._config.data, base)", ENCODING, "test_a_deployed_client_encodes_by_the_proxy_set"),

@@ -15,7 +15,7 @@ from fedkd.privacy.filters import RenyiFilter
 from fedkd.privacy.limits import Limits, Past
 from fedkd.privacy.units import seen_by
 from fedkd.tensors import canonical, digest
-from fedkd.wire import Code, Offer, Plan
+from fedkd.wire import Code, Offer, Plan, pool
 
 
 class Refused(Exception):
@@ -63,6 +63,7 @@ class Contract:
     training: Training
     limits: Limits
     noise: str
+    augment: str = "none"
 
     def __post_init__(self) -> None:
         charged = {(event.sample_rate, event.steps) for event in self.events}
@@ -71,7 +72,10 @@ class Contract:
 
     def record(self) -> dict[str, Any]:
         """JSON-able form; ``from_record`` is its inverse."""
-        return {**asdict(self), "events": [e.record() for e in self.events], "variances": list(self.variances)}
+        plain = {**asdict(self), "events": [e.record() for e in self.events], "variances": list(self.variances)}
+        if self.augment == "none":
+            del plain["augment"]  # contracts from before there was any keep their hash
+        return plain
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Contract:
@@ -82,7 +86,12 @@ class Contract:
             "training": Training(**record["training"]),
             "limits": Limits(**record["limits"]),
         }
-        return cls(**{name: built.get(name, record[name]) for name in cls.__dataclass_fields__})
+        return cls(**{name: built.get(name, record[name]) for name in cls.__dataclass_fields__ if name in record})
+
+    @property
+    def pool(self) -> int:
+        """How many examples may be asked."""
+        return pool(self.examples, self.augment)
 
     @property
     def hash(self) -> str:
@@ -98,7 +107,7 @@ class Contract:
         return [replace(event, steps=event.steps * rounds) for event in self.events]
 
 
-_OFFERED = ("run", "server", "proxy", "examples", "classes", "queries", "rounds", "codec", "aggregate")
+_OFFERED = ("run", "server", "proxy", "examples", "classes", "queries", "rounds", "codec", "aggregate", "augment")
 
 
 def draw_up(policy: Policy, offer: Offer, past: Past, block: str = "all") -> Contract:
@@ -127,7 +136,8 @@ def check_offer(policy: Policy, offer: Offer) -> Mechanism:
         raise Refused(Code.PROXY)
     if not 1 <= offer.rounds <= policy.max_rounds:
         raise Refused(Code.ROUNDS)
-    most = offer.examples if policy.max_answers is None else min(policy.max_answers, offer.examples)
+    there = pool(offer.examples, offer.augment)
+    most = there if policy.max_answers is None else min(policy.max_answers, there)
     if not 1 <= offer.queries <= most:
         raise Refused(Code.ANSWERS)
     kind = "votes" if offer.aggregate == "confident_votes" else offer.aggregate
@@ -158,9 +168,9 @@ def check_plan(policy: Policy, contract: Contract | None, plan: Plan) -> None:
 def _asks(plan: Plan, contract: Contract) -> bool:
     """Whether a plan asks for as many different proxy examples as were agreed to; no ids stand for all."""
     if not len(plan.asked):
-        return contract.queries == contract.examples
+        return contract.queries == contract.pool
     rising = bool((plan.asked[1:] > plan.asked[:-1]).all())
-    return len(plan.asked) == contract.queries and rising and int(plan.asked[-1]) < contract.examples
+    return len(plan.asked) == contract.queries and rising and int(plan.asked[-1]) < contract.pool
 
 
 def allows(policy: Policy, contract: Contract) -> bool:
