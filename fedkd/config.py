@@ -52,6 +52,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Delta = Annotated[float, Field(ge=1e-10, lt=1)]
 SoftLabelTerm = Literal["kl", "soft_ce", "hard_ce", "mse", "tckd", "nckd", "dkd", "denoise"]
 EarlierTerm = Literal["self", "hint", "hint_norm", "attention"]  # these compare with a network that is at hand
@@ -673,6 +674,58 @@ class RelayConfig(Model):
     home: str = Field("relay", description="folder of logs and of the app that the server ships")
     tls: RelayTls | None = Field(None, description="needed unless address is on the loopback interface")
     node_key: str | None = Field(None, description="private key by which the server knows this client's relay")
+
+
+class Stream(Model):
+    """How a party's examples come one experience after another. Which one an example is in depends on it alone."""
+
+    kind: Literal["class", "domain", "task", "data"] = Field(
+        "class",
+        description="class: new classes; task: the same, and the task is told when it is tested; domain: the same "
+        "classes look different; data: more of the same",
+    )
+    experiences: int = Field(5, ge=1, le=10_000, description="how many there are")
+    order: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="class, task: all labels in the order in which they come; empty: as they are numbered"
+    )
+    own_order: bool = Field(False, description="every client has an order of its own, drawn from the seed")
+    transform: Literal["permuted", "rotated", "drifting"] = Field(
+        "permuted", description="domain: pixels in another order; images turned; gain and offset drift away"
+    )
+    strength: Share = Field(0.5, description="rotated, drifting: of the last experience; 1 is half a turn, or all gain")
+    online: bool = Field(False, description="every example is seen once: one epoch, whatever the learner's setting")
+    pace: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (3,), min_length=1, description="rounds that a client stays in an experience, dealt to the clients in turn"
+    )
+    joins: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1,), min_length=1, description="round in which a client joins, dealt to the clients in turn"
+    )
+    leaves: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), min_length=1, description="its last round, dealt to the clients in turn; 0: it stays"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.order and self.kind in ("domain", "data"):
+            raise ValueError(f"a stream of kind {self.kind!r} has no order of classes")
+        if self.order and self.own_order:
+            raise ValueError("either 'order', or 'own_order'")
+        return self
+
+
+class Keeping(Model):
+    """How a learner keeps earlier experiences while it meets a new one."""
+
+    method: Literal["proxy", "finetune", "lwf", "er", "derpp", "ewc", "joint"] = Field("proxy", description="x")
+    weight: NonNegative = Field(1.0, description="x")
+    alpha: NonNegative = Field(0.5, description="x")
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(2.0, description="x")
+    buffer: int = Field(200, ge=1, description="x")
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(128, ge=1)
+    proxy_batch: int = Field(256, ge=1)
+    learning_rate: Positive = 0.003
+    weight_decay: NonNegative = 0.01
 
 
 KINDS: dict[str, type[Model]] = {
