@@ -323,7 +323,7 @@ MUTANTS = (
     _m("extra fields accepted", WIRE, "if {*header, *arrays} != set(names) or len(header) + len(arrays) != len(names):", "if not {*header, *arrays} >= set(names):", RELEASE, "test_a_message_with_one_field_more_is_refused"),
     _m("rows of NaN accepted", WIRE, "or not np.isfinite(value).all():\n        raise WireError(f\"rows must be", "or False:\n        raise WireError(f\"rows must be", RELEASE, "test_a_reply_that_is_not_finite_is_a_wire_error"),
     _m("soft labels need not be probabilities", AGENT, "        wire.check_rows(labels, *size)", "        pass", RELEASE, "test_soft_labels_must_be_probabilities"),
-    _m("stricter policy ignored", "fedkd/privacy/contract.py", " or not allows(policy, contract):", ":", RELEASE, "test_a_stricter_policy_holds_at_once_also_under_an_old_contract"),
+    _m("stricter policy ignored", "fedkd/privacy/contract.py", " or not allows(policy, contract, block):", ":", RELEASE, "test_a_stricter_policy_holds_at_once_also_under_an_old_contract"),
     _m("records of the proxy set kept", "client/learner.py", "return examples.take(np.flatnonzero(~public))", "return examples", RELEASE, DROPPED),
     _m("all data dropped for one record of the proxy set", "client/learner.py", "np.flatnonzero(~public)", "np.flatnonzero(~public & ~public.any())", RELEASE, DROPPED),
     _m("exception out of the agent", AGENT, "        except (Exception, SystemExit):  # user", "        except ValueError:  # user", RELEASE, "test_each_request_is_refused_with_its_own_word", "test_noise_on_the_line_is_refused"),

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.config import Keeping
-from fedkd.continual.methods import FineTune, Now
+from fedkd.continual.methods import FineTune, Held, Now
 from fedkd.distill.trainer import fit
 from fedkd.rng import derive
 
 
-def learn(network: nn.Module, method: FineTune, now: Now, keeping: Keeping, seed: int, *, online: bool) -> None:
-    """Train ``network`` in place: ``keeping.epochs`` passes (online: one) on a one-cycle schedule.
+def learn(network: nn.Module, method: FineTune, now: Now, keeping: Keeping, seed: int, *, online: bool) -> Held:
+    """Train ``network`` in place: ``keeping.epochs`` passes (online: one) on a one-cycle schedule. Returns the most
+    that the method has held meanwhile.
 
     Raises FedkdError when it diverges. An experience without examples leaves the network as it was.
     """
     data = method.begin(network, now)
+    held = method.held
     epochs = 1 if online else keeping.epochs
     steps = epochs * -(-len(data.y) // keeping.batch_size)
     if steps:
@@ -32,6 +34,7 @@ def learn(network: nn.Module, method: FineTune, now: Now, keeping: Keeping, seed
             seed=derive(seed, "experience", now.number),
         )
     method.end(network)
+    return max(held, method.held)
 
 
 def _batches(n: int, size: int, seed: int) -> Iterator[Tensor]:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedkd.config import Keeping
+from fedkd.config import Keeping, StudentTerms
 from fedkd.continual.anchor import anchored
 from fedkd.continual.fisher import fisher
 from fedkd.continual.replay import Buffer
 from fedkd.distill.losses import Objective, Targets, cross_entropy, soften
-from fedkd.distill.trainer import Distillation, Labelled, logits
+from fedkd.distill.trainer import PUBLIC_BATCH, Distillation, Labelled, logits
 from fedkd.rng import derive
 
 Memory = dict[str, Tensor]
@@ -33,12 +34,19 @@ class Now:
     before: Sequence[int]
 
 
+class Held(NamedTuple):
+    """The size of a memory: private examples, and bytes of all that it has."""
+
+    private_examples: int
+    bytes: int
+
+
 class FineTune:
     """Cross entropy with the experience at hand, and nothing else: the control, which forgets."""
 
-    def __init__(self, keeping: Keeping, proxies: Tensor, seed: int) -> None:
+    def __init__(self, keeping: Keeping, proxies: Tensor, temperature: float, seed: int) -> None:
         """``proxies`` [n, ...] are the public examples as the network takes them."""
-        self._keeping, self._proxies, self._seed = keeping, proxies, seed
+        self._keeping, self._proxies, self._temperature, self._seed = keeping, proxies, temperature, seed
         self.memory: Memory = {}
 
     def begin(self, network: nn.Module, now: Now) -> Labelled:
@@ -54,10 +62,11 @@ class FineTune:
     def end(self, network: nn.Module) -> None:
         """Keep what later experiences need."""
 
-    def size(self) -> tuple[int, int]:
-        """Private examples, and bytes, in the memory as it is now."""
-        examples = max((len(value) for name, value in self.memory.items() if name == "y"), default=0)
-        return examples, sum(value.numel() * value.element_size() for value in self.memory.values())
+    @property
+    def held(self) -> Held:
+        """What the memory has now, without the experience at hand."""
+        examples = len(self.memory["y"]) if "y" in self.memory else 0
+        return Held(examples, sum(value.nbytes for value in self.memory.values()))
 
     def _order(self, what: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive(self._seed, what, self._now.number))
@@ -72,19 +81,19 @@ class Lwf(FineTune):
         super().begin(network, now)
         if now.before:
             old = logits(network, now.data.x)[:, list(now.before)]
-            self.memory["answers"] = soften(old, self._keeping.temperature)
+            self.memory["answers"] = soften(old, self._temperature)
         return now.data
 
     def loss(self, network: nn.Module, some: Tensor) -> Tensor:
         """CE + weight * T^2 KL(old || new), among the old classes."""
-        data, t = self._now.data, self._keeping.temperature
+        data, t = self._now.data, self._temperature
         said = network(data.x[some])
         loss = cross_entropy(said, data.y[some]).mean()
         if "answers" not in self.memory:
             return loss
         new = F.log_softmax(said[:, list(self._now.before)] / t, dim=1)
         kept = F.kl_div(new, self.memory["answers"][some], reduction="none").sum(dim=1).mean()
-        return loss + self._keeping.weight * t**2 * kept
+        return loss + self._keeping.strength * t**2 * kept
 
     def end(self, network: nn.Module) -> None:
         """The answers are of this experience's examples: they go with them."""
@@ -95,8 +104,8 @@ class ExperienceReplay(FineTune):
     """Experience replay (Chaudhry et al. 2019, arXiv:1902.10486, algorithm 1): a batch of the memory beside every new
     one. It keeps private examples."""
 
-    def __init__(self, keeping: Keeping, proxies: Tensor, seed: int) -> None:
-        super().__init__(keeping, proxies, seed)
+    def __init__(self, keeping: Keeping, proxies: Tensor, temperature: float, seed: int) -> None:
+        super().__init__(keeping, proxies, temperature, seed)
         self._buffer = Buffer(keeping.buffer, seed)
 
     def begin(self, network: nn.Module, now: Now) -> Labelled:
@@ -111,7 +120,7 @@ class ExperienceReplay(FineTune):
         if "y" not in self.memory:
             return loss
         x, y, _ = self._replayed(len(some))
-        return loss + self._keeping.weight * cross_entropy(network(x), y).mean()
+        return loss + self._keeping.strength * cross_entropy(network(x), y).mean()
 
     def end(self, network: nn.Module) -> None:
         """A uniform sample of all examples so far, with what the network says of the new ones."""
@@ -151,7 +160,7 @@ class ElasticWeights(FineTune):
             (self.memory[f"fisher.{name}"] * (p - self.memory[f"weights.{name}"]).square()).sum()
             for name, p in network.named_parameters()
         ]
-        return loss + 0.5 * self._keeping.weight * torch.stack(parts).sum()
+        return loss + 0.5 * self._keeping.strength * torch.stack(parts).sum()
 
     def end(self, network: nn.Module) -> None:
         """Add this experience's Fisher."""
@@ -171,12 +180,12 @@ class ProxyAnchor(FineTune):
         super().begin(network, now)
         self._distillation = None
         if now.before:
-            t = self._keeping.temperature
+            t = self._temperature
             rows = anchored(logits(network, self._proxies), now.before, t)
             self.memory["anchor"] = rows
-            objective = Objective({"kl": self._keeping.weight})
+            terms: StudentTerms = {"kl": self._keeping.strength}
             seed = derive(self._seed, "anchor", now.number)
-            self._distillation = Distillation(self._proxies, Targets(rows, t), objective, seed)
+            self._distillation = Distillation(self._proxies, Targets(rows, t), Objective(terms), seed)
         return now.data
 
     def loss(self, network: nn.Module, some: Tensor) -> Tensor:
@@ -184,7 +193,7 @@ class ProxyAnchor(FineTune):
         loss = super().loss(network, some)
         if self._distillation is None:
             return loss
-        return loss + self._distillation.batch(network, self._keeping.proxy_batch)
+        return loss + self._distillation.batch(network, PUBLIC_BATCH)
 
     def end(self, network: nn.Module) -> None:
         """The next anchor comes from the network itself."""
@@ -196,13 +205,12 @@ class Joint(FineTune):
 
     def begin(self, network: nn.Module, now: Now) -> Labelled:
         """Old and new ones."""
-        x = torch.cat([self.memory[name] for name in ("x",) if name in self.memory] + [now.data.x])
-        y = torch.cat([self.memory[name] for name in ("y",) if name in self.memory] + [now.data.y])
-        self.memory = {"x": x, "y": y}
-        return super().begin(network, Now(now.number, Labelled(x, y), now.before))
+        new = {"x": now.data.x, "y": now.data.y}
+        self.memory = {n: torch.cat([self.memory[n], value]) if self.memory else value for n, value in new.items()}
+        return super().begin(network, Now(now.number, Labelled(self.memory["x"], self.memory["y"]), now.before))
 
 
-METHODS: dict[str, Callable[[Keeping, Tensor, int], FineTune]] = {
+METHODS: dict[str, Callable[[Keeping, Tensor, float, int], FineTune]] = {
     "finetune": FineTune,
     "lwf": Lwf,
     "er": ExperienceReplay,
@@ -211,3 +219,5 @@ METHODS: dict[str, Callable[[Keeping, Tensor, int], FineTune]] = {
     "proxy": ProxyAnchor,
     "joint": Joint,
 }
+USES_PROXIES = frozenset({"proxy", "ewc"})
+"""The methods that need the proxy set."""

@@ -39,7 +39,12 @@ class Experience:
     @property
     def block(self) -> str:
         """Name of the data block that its training examples are."""
-        return f"experience-{self.number + 1}"
+        return block_name(self.number)
+
+
+def block_name(number: int) -> str:
+    """Of the experience with this number, from 0."""
+    return f"experience-{number + 1}"
 
 
 def make(stream: Stream, train: Examples, test: Examples, seed: int, client: str = "") -> list[Experience]:
@@ -97,6 +102,23 @@ def _block(mark: bytes, label: int, blocks: int, key: bytes) -> int:
     return int.from_bytes(content, "little") % blocks
 
 
+def public(stream: Stream, proxies: Examples, seed: int) -> Examples:
+    """Proxies as the stream's parties may meet them: a domain's by a hash of each, so that all domains are covered."""
+    if stream.kind != "domain" or stream.proxies == "first":
+        return proxies
+    members = by_hash(proxies, stream.experiences, derive_bytes(seed, "stream", "proxies"))
+    x = np.empty_like(proxies.x)
+    for number in range(stream.experiences):
+        inside = np.flatnonzero(members == number)
+        x[inside] = _seen(stream, proxies.take(inside), number, seed).x
+    return Examples(x, proxies.y, proxies.classes, proxies.ids)
+
+
+def looks(stream: Stream, test: Examples, seed: int) -> list[Examples]:
+    """The test examples as each experience shows them: one for each of a domain's, else one for all."""
+    return [_seen(stream, test, number, seed) for number in range(stream.experiences if stream.kind == "domain" else 1)]
+
+
 def _tested(stream: Stream, test: Examples, classes: Sequence[int], number: int, seed: int) -> Examples:
     if stream.kind in ("class", "task"):
         return test.take(np.flatnonzero(np.isin(test.y, classes)))
@@ -151,8 +173,13 @@ class Timetable:
         joins, leaves, pace = (some[client % len(some)] for some in (stream.joins, stream.leaves, stream.pace))
         return cls(joins, leaves or None, pace)
 
-    def experience(self, round: int, experiences: int) -> int | None:
+    def experience(self, period: int, experiences: int) -> int | None:
         """The number of the experience that it is in; after the last one it stays there. None while it is away."""
-        if round < self.joins or (self.leaves is not None and round > self.leaves):
+        if period < self.joins or (self.leaves is not None and period > self.leaves):
             return None
-        return min((round - self.joins) // self.pace, experiences - 1)
+        return min((period - self.joins) // self.pace, experiences - 1)
+
+    def periods(self, experiences: int) -> int:
+        """The period in which it is done with its last experience, or leaves."""
+        done = self.joins - 1 + self.pace * experiences
+        return done if self.leaves is None else min(done, self.leaves)

@@ -313,7 +313,8 @@ class Ledger:
             return True  # the policy has said that nothing is protected; every report says infinity
         past, more = self.past(), contract.schedule(rounds)
         accountant = past.accountant(more, contract.limits.delta, another=new)
-        return contract.limits.admits([*past.events, *more], accountant)
+        (block,) = {block for event in more for block in event.blocks}
+        return contract.limits.admits([*past.events, *more], accountant, block)
 
 
 def _in_block(contract: Contract, block: str | None) -> Contract:
