@@ -54,8 +54,8 @@ def measure(world: World, method: str) -> list[float]:
     keeping: dict[str, Any] = {**world.scenario.keeping.model_dump(), "method": method}
     if method != world.scenario.keeping.method:
         keeping["weight"] = None
-    one.scenario = Continual.model_validate({**world.scenario.model_dump(exclude={"training"}), "keeping": keeping})
-    learner = LearnerRun(one, world.out / f"{method}.safetensors")
+    one.scenario = Continual.model_validate({**world.scenario.model_dump(), "keeping": keeping})
+    learner = LearnerRun(one, world.out / f"learner-{method}.safetensors")
     learner.run(lambda row: None, lambda: False)
     summary = learner.summary()
     return [summary[name] if name in summary else summary["student"][name] for name in COLUMNS]

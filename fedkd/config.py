@@ -789,7 +789,7 @@ class Continual(Scenario):
 
     @model_validator(mode="after")
     def _fits_the_stream(self) -> Self:
-        if "terms" in self.training.model_fields_set:
+        if self.training.terms != Training().terms:
             raise ValueError("the weight of the anchor is keeping.weight: remove training.terms")
         for name in ("baselines", "poison"):
             if getattr(self, name):
@@ -805,9 +805,9 @@ class Continual(Scenario):
                 "one learner answers nobody, and is trained without protection: say privacy.mechanism: none, or have "
                 "more clients"
             )
-        fixed = {"own_order", "pace", "joins", "leaves"} & self.stream.model_fields_set
-        if fixed:
-            raise ValueError(f"stream.{min(fixed)} is for clients: one learner has no timetable")
+        for name in ("own_order", "pace", "joins", "leaves"):
+            if getattr(self.stream, name) != Stream.model_fields[name].default:
+                raise ValueError(f"stream.{name} is for clients: one learner has no timetable")
 
     def _check_together(self) -> None:
         if self.keeping.method not in ("proxy", "finetune"):

@@ -35,6 +35,7 @@ SLOW_IMPORTS = (
     "pydantic",
 )
 ENCODING, TABLES, IMAGES = (f"tests/data/test_{name}.py" for name in ("encoding", "tables", "images"))
+STREAM, METHODS, EXAM = (f"tests/continual/test_{name}.py" for name in ("stream", "methods", "exam"))
 CHECKPOINT, BACKBONE = (f"tests/distill/test_{name}.py" for name in ("checkpoint", "backbone"))
 SGD, LEDGER, RELEASE, CHAINED, COSTED, POLICY, WRITERS = (
     f"tests/guards/test_{name}.py"
@@ -370,6 +371,16 @@ MUTANTS = (
     _m("silos of DP-SGD weighed by their counts", BASELINES, "by_size=plan.name not in PRIVATE", "by_size=True", COMPARED, "test_dp_silos_are_never_weighed_by_their_private_counts"),
     _m("silos of DP-SGD without a look at the network", BASELINES, "                check_private(self._fresh(self._plans[name]).network)\n", "                pass\n", COMPARED, "test_a_network_that_dp_sgd_cannot_train_is_refused_before_the_first_round"),
     _m("the first weights of FedProx forgotten", SILOS, "(p - start).square()", "p.square()", COMPARED, "test_the_proximal_terms_gradient_is_mu_times_the_way_from_the_start"),
+    # -- streams, and what keeps them
+    _m("experiences by a count", "fedkd/continual/stream.py", "    marks = fingerprints(examples.x)\n", "    return np.arange(len(examples)) % blocks\n    marks = fingerprints(examples.x)\n", STREAM, "test_leaving_one_example_out_moves_no_other_one"),
+    _m("lists of classes grown from labels", "fedkd/continual/stream.py", "in enumerate(class_lists(stream, train.classes, seed, client))\n    ]", "in enumerate(class_lists(stream, int(train.y.max(initial=0)) + 1, seed, client))\n    ]", STREAM, "test_the_lists_of_classes_are_fixed_whatever_labels_are_there"),
+    _m("anchor with mass on new classes", "fedkd/continual/anchor.py", "said.masked_fill(~known, -torch.inf)", "said", METHODS, "test_the_anchor_keeps_old_answers_on_proxies_without_mass_on_new_classes"),
+    _m("anchor that moves", "fedkd/continual/methods.py", "        loss = super().loss(network, some)\n        if self._distillation is None:\n", "        loss = super().loss(network, some)\n        if self._now.before:\n            self.begin(network, self._now)\n        if self._distillation is None:\n", METHODS, "test_the_anchor_stays_frozen_while_the_network_learns"),
+    _m("buffer without a bound", "fedkd/continual/replay.py", ".argsort(stable=True)[: self._capacity]", ".argsort(stable=True)", METHODS, "test_a_buffer_is_bounded_and_holds_what_has_come"),
+    _m("limit of another block", "fedkd/config.py", "        return self.block_epsilons.get(block, self.epsilon)\n", "        return self.epsilon\n", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
+    _m("lowest limit forgotten", "fedkd/config.py", "            return min([self.epsilon, *self.block_epsilons.values()])\n", "            return self.epsilon\n", POLICY, "test_what_touches_all_blocks_keeps_the_lowest_limit"),
+    _m("block changed under its contract", "client/agent.py", "check_plan(self.policy, contract, plan, self.config.block)", "check_plan(self.policy, contract, plan, contract.events[0].blocks[0] if contract else \"all\")", POLICY, "test_a_contract_of_one_block_does_not_pay_for_a_block_with_a_lower_limit"),
+    _m("limits of blocks that nothing is added to", BOOK, "*more], accountant, touched)", "*more], accountant)", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
 )
 # fmt: on
 
