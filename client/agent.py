@@ -147,7 +147,7 @@ class Agent:
         if contract is None:  # or closed: then the ledger refuses
             contract = draw_up(self.policy, offer, self.ledger.past(), self.config.block)
             self.ledger.register(contract)
-        elif not contract.answers(offer) or not allows(self.policy, contract):
+        elif not contract.answers(offer) or not allows(self.policy, contract, self.config.block):
             raise Refused(Code.CONTRACT)
         if contract.mechanism == "sum" and offer.clients < FEW_IN_A_SUM:
             self._console(f"client {self.name}: fewer than {FEW_IN_A_SUM} clients: their sum is mostly noise")
@@ -179,7 +179,7 @@ class Agent:
 
     def _answer(self, plan: Plan) -> bytes:
         contract = self.ledger.contract(plan.run)
-        check_plan(self.policy, contract, plan)
+        check_plan(self.policy, contract, plan, self.config.block)
         if plan.answer and contract is not None:
             self._check_seen(contract.server, plan.seen)
             before = self.ledger.released(plan.run, plan.round, plan.identity)

@@ -93,16 +93,27 @@ class RunState:
 class Coordinator:
     """Plans rounds and folds their answers; the same answers in any order give the same bytes."""
 
-    def __init__(self, config: Federation, terms: Terms, teacher: Distiller, state: RunState | None = None) -> None:
-        self._config, self.terms, self._teacher = config, terms, teacher
+    def __init__(
+        self,
+        config: Federation,
+        terms: Terms,
+        teacher: Distiller,
+        state: RunState | None = None,
+        anchor: NDArray[Any] | None = None,
+    ) -> None:
+        """``anchor`` are soft labels [examples, classes] that clients learn from in all rounds, instead of the
+        teacher's own, which they are sent after the last one."""
+        self._config, self.terms, self._teacher, self._anchor = config, terms, teacher, anchor
         self._rule: Rule[Any] = RULES[config.aggregation.kind](config.aggregation)
         self._pool = pool(terms.examples, config.augment.spec)
         self._queries = min(config.aggregation.queries or self._pool, self._pool)
         self._demands: dict[str, Demand] = {}
         self.state = state or RunState()
-        if state is None and teacher.learns_from_labels:
+        if state is None and anchor is not None:
+            self._publish(anchor)
+        elif state is None and teacher.learns_from_labels:
             teacher.distil(None, 0)
-            self._publish()
+            self._publish(teacher.soft_labels(config.temperature))
 
     def offer(self, client: str) -> Offer:
         """The whole run, as this client is asked to agree to it."""
@@ -227,7 +238,8 @@ class Coordinator:
         self.state.consensus = consensus.into(self.state.consensus, asked, self._pool)
         self.state.round += 1
         self._teacher.distil(self.state.consensus, self.state.round)
-        self._publish()
+        if self._anchor is None or self.state.round >= self._config.rounds:
+            self._publish(self._teacher.soft_labels(self._config.temperature))
         if self._config.aggregation.choose == "entropy":
             self.state.asked = self._least_sure()
 
@@ -250,8 +262,8 @@ class Coordinator:
         key = simulation_key(self._config.seed, "aggregator", run, round) if simulated else fresh_key()
         return Central(variances, NoiseSource(key), sum(demand.shards for demand in demands))
 
-    def _publish(self) -> None:
-        rows = quantise(self._teacher.soft_labels(self._config.temperature), of_soft_labels(self._config.codec))
+    def _publish(self, soft_labels: NDArray[Any]) -> None:
+        rows = quantise(soft_labels, of_soft_labels(self._config.codec))
         state = self.state
         state.current = labels_digest(rows)
         held = {*state.holds.values(), state.current}
@@ -271,7 +283,13 @@ class Coordinator:
 
     @classmethod
     def restore(
-        cls, config: Federation, terms: Terms, teacher: Distiller, arrays: Arrays, meta: Mapping[str, Any]
+        cls,
+        config: Federation,
+        terms: Terms,
+        teacher: Distiller,
+        arrays: Arrays,
+        meta: Mapping[str, Any],
+        anchor: NDArray[Any] | None = None,
     ) -> Coordinator:
         """Continue from a checkpoint."""
         teacher.load(below("teacher.", arrays))
@@ -287,4 +305,4 @@ class Coordinator:
             asked=arrays.get("asked"),
             heads=dict(meta["heads"]),
         )
-        return cls(config, terms, teacher, state)
+        return cls(config, terms, teacher, state, anchor)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fedkd import wire
 from fedkd.config import Federation, ServerConfig, load
@@ -54,6 +55,7 @@ class Setting:
     heads: Callable[[], Mapping[str, str]] = dict  # of the clients' ledgers, as earlier runs have seen them
     keep_heads: Callable[[Mapping[str, str]], None] = lambda heads: None
     code: Path = field(default_factory=Path.cwd)  # where a user's own teacher is looked for
+    anchor: NDArray[Any] | None = None  # soft labels [proxies, classes] of an earlier run, frozen for this one
     registered: Mapping[int, str] = field(default_factory=dict)  # node -> the client whose key the relay has shown
 
 
@@ -74,10 +76,10 @@ class Loop:
         self._quarantine = Quarantine()
         saved = run.load()
         if saved is None:
-            self._coordinator = Coordinator(config, terms, self._teacher)
+            self._coordinator = Coordinator(config, terms, self._teacher, anchor=setting.anchor)
         else:
             arrays, meta = saved
-            self._coordinator = Coordinator.restore(config, terms, self._teacher, arrays, meta)
+            self._coordinator = Coordinator.restore(config, terms, self._teacher, arrays, meta, setting.anchor)
             self._rows, self._traffic = list(meta["rows"]), dict(meta["traffic"])
             self._quarantine = Quarantine(meta["strikes"])
         for client, head in setting.heads().items():

@@ -35,6 +35,7 @@ SLOW_IMPORTS = (
     "pydantic",
 )
 ENCODING, TABLES, IMAGES = (f"tests/data/test_{name}.py" for name in ("encoding", "tables", "images"))
+STREAM, METHODS, EXAM = (f"tests/continual/test_{name}.py" for name in ("stream", "methods", "exam"))
 CHECKPOINT, BACKBONE = (f"tests/distill/test_{name}.py" for name in ("checkpoint", "backbone"))
 SGD, LEDGER, RELEASE, CHAINED, COSTED, POLICY, WRITERS = (
     f"tests/guards/test_{name}.py"
@@ -324,7 +325,7 @@ MUTANTS = (
     _m("extra fields accepted", WIRE, "if {*header, *arrays} != set(names) or len(header) + len(arrays) != len(names):", "if not {*header, *arrays} >= set(names):", RELEASE, "test_a_message_with_one_field_more_is_refused"),
     _m("rows of NaN accepted", WIRE, "or not np.isfinite(value).all():\n        raise WireError(f\"rows must be", "or False:\n        raise WireError(f\"rows must be", RELEASE, "test_a_reply_that_is_not_finite_is_a_wire_error"),
     _m("soft labels need not be probabilities", AGENT, "        wire.check_rows(labels, *size)", "        pass", RELEASE, "test_soft_labels_must_be_probabilities"),
-    _m("stricter policy ignored", "fedkd/privacy/contract.py", " or not allows(policy, contract):", ":", RELEASE, "test_a_stricter_policy_holds_at_once_also_under_an_old_contract"),
+    _m("stricter policy ignored", "fedkd/privacy/contract.py", " or not allows(policy, contract, block):", ":", RELEASE, "test_a_stricter_policy_holds_at_once_also_under_an_old_contract"),
     _m("records of the proxy set kept", "client/learner.py", "return examples.take(np.flatnonzero(~public))", "return examples", RELEASE, DROPPED),
     _m("all data dropped for one record of the proxy set", "client/learner.py", "np.flatnonzero(~public)", "np.flatnonzero(~public & ~public.any())", RELEASE, DROPPED),
     _m("exception out of the agent", AGENT, "        except (Exception, SystemExit):  # user", "        except ValueError:  # user", RELEASE, "test_each_request_is_refused_with_its_own_word", "test_noise_on_the_line_is_refused"),
@@ -381,6 +382,16 @@ MUTANTS = (
     _m("silos of DP-SGD weighed by their counts", BASELINES, "by_size=plan.name not in PRIVATE", "by_size=True", COMPARED, "test_dp_silos_are_never_weighed_by_their_private_counts"),
     _m("silos of DP-SGD without a look at the network", BASELINES, "                check_private(self._fresh(self._plans[name]).network)\n", "                pass\n", COMPARED, "test_a_network_that_dp_sgd_cannot_train_is_refused_before_the_first_round"),
     _m("the first weights of FedProx forgotten", SILOS, "(p - start).square()", "p.square()", COMPARED, "test_the_proximal_terms_gradient_is_mu_times_the_way_from_the_start"),
+    # -- streams, and what keeps them
+    _m("experiences by a count", "fedkd/continual/stream.py", "    marks = fingerprints(examples.x)\n", "    return np.arange(len(examples)) % blocks\n    marks = fingerprints(examples.x)\n", STREAM, "test_leaving_one_example_out_moves_no_other_one"),
+    _m("lists of classes grown from labels", "fedkd/continual/stream.py", "in enumerate(class_lists(stream, train.classes, seed, client))\n    ]", "in enumerate(class_lists(stream, int(train.y.max(initial=0)) + 1, seed, client))\n    ]", STREAM, "test_the_lists_of_classes_are_fixed_whatever_labels_are_there"),
+    _m("anchor with mass on new classes", "fedkd/continual/anchor.py", "said.masked_fill(~known, -torch.inf)", "said", METHODS, "test_the_anchor_keeps_old_answers_on_proxies_without_mass_on_new_classes"),
+    _m("anchor that moves", "fedkd/continual/methods.py", "        loss = super().loss(network, some)\n        if self._distillation is None:\n", "        loss = super().loss(network, some)\n        if self._now.before:\n            self.begin(network, self._now)\n        if self._distillation is None:\n", METHODS, "test_the_anchor_stays_frozen_while_the_network_learns"),
+    _m("buffer without a bound", "fedkd/continual/replay.py", ".argsort(stable=True)[: self._capacity]", ".argsort(stable=True)", METHODS, "test_a_buffer_is_bounded_and_holds_what_has_come"),
+    _m("limit of another block", "fedkd/config.py", "        return self.block_epsilons.get(block, self.epsilon)\n", "        return self.epsilon\n", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
+    _m("lowest limit forgotten", "fedkd/config.py", "            return min([self.epsilon, *self.block_epsilons.values()])\n", "            return self.epsilon\n", POLICY, "test_what_touches_all_blocks_keeps_the_lowest_limit"),
+    _m("block changed under its contract", "client/agent.py", "check_plan(self.policy, contract, plan, self.config.block)", "check_plan(self.policy, contract, plan, contract.events[0].blocks[0] if contract else \"all\")", POLICY, "test_a_contract_of_one_block_does_not_pay_for_a_block_with_a_lower_limit"),
+    _m("limits of blocks that nothing is added to", BOOK, "*more], accountant, touched)", "*more], accountant)", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
 )
 # fmt: on
 

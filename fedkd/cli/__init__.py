@@ -40,6 +40,7 @@ def main() -> None:
         audit,
         budget,
         compare,
+        continual,
         data,
         distil,
         doctor,
@@ -53,7 +54,7 @@ def main() -> None:
         wire,
     )
 
-    first = (simulate, sweep, compare, processes, security, doctor)
+    first = (simulate, continual, sweep, compare, processes, security, doctor)
     for module in (*first, proxy, data, distil, audit, inspect, ledger, wire, budget):
         module.register(app)
     try:

@@ -9,6 +9,7 @@ from typing import Any
 from fedkd.config import AGGREGATES, FEWEST_IN_A_SUM, Mechanism, Policy
 from fedkd.errors import BudgetExceeded, PrivacyError
 from fedkd.privacy import calibration
+from fedkd.privacy.blocks import ALL
 from fedkd.privacy.costs import Cost, cost_of
 from fedkd.privacy.events import PrivacyEvent, Unit
 from fedkd.privacy.filters import RenyiFilter
@@ -110,12 +111,13 @@ class Contract:
 _OFFERED = ("run", "server", "proxy", "examples", "classes", "queries", "rounds", "codec", "aggregate", "augment")
 
 
-def draw_up(policy: Policy, offer: Offer, past: Past, block: str = "all") -> Contract:
+def draw_up(policy: Policy, offer: Offer, past: Past, block: str = ALL) -> Contract:
     """The contract under which ``policy`` accepts ``offer``: noise enough that what the ledger has left is not
     overspent. Raises Refused."""
     mechanism = check_offer(policy, offer)
     cost = cost_of(mechanism, policy, offer.queries, offer.aggregate, block)
-    limits = Limits(cost.unit, policy.epsilon, policy.delta, policy.client_epsilon, policy.lifetime_epsilon)
+    epsilon = policy.limit(cost.blocks[0])
+    limits = Limits(cost.unit, epsilon, policy.delta, policy.client_epsilon, policy.lifetime_epsilon)
     noise = _noise(offer, past, cost, limits, policy.min_noise)
     return Contract(
         mechanism=mechanism,
@@ -149,15 +151,16 @@ def check_offer(policy: Policy, offer: Offer) -> Mechanism:
     return fitting[0]
 
 
-def check_plan(policy: Policy, contract: Contract | None, plan: Plan) -> None:
-    """Raise Refused for a plan outside its contract. Only learning needs no contract."""
+def check_plan(policy: Policy, contract: Contract | None, plan: Plan, block: str = ALL) -> None:
+    """Raise Refused for a plan outside its contract, to be answered from a data block. Only learning needs no
+    contract."""
     if plan.proxy not in policy.proxies:
         raise Refused(Code.PROXY)
     if not plan.answer:
         return
     if contract is None:
         raise Refused(Code.NO_CONTRACT)
-    if plan.proxy != contract.proxy or not allows(policy, contract):
+    if plan.proxy != contract.proxy or not allows(policy, contract, block):
         raise Refused(Code.CONTRACT)
     if not 1 <= plan.round <= contract.rounds:
         raise Refused(Code.ROUNDS)
@@ -173,13 +176,15 @@ def _asks(plan: Plan, contract: Contract) -> bool:
     return len(plan.asked) == contract.queries and rising and int(plan.asked[-1]) < contract.pool
 
 
-def allows(policy: Policy, contract: Contract) -> bool:
-    """Whether today's policy still is the one that the contract was drawn up under; only a higher limit may differ.
+def allows(policy: Policy, contract: Contract, block: str = ALL) -> bool:
+    """Whether today's policy still is the one that the contract was drawn up under, for answers from a data block; only
+    a higher limit may differ.
 
     A client who has since asked for more protection gets it at once.
     """
     limits, agreed = contract.limits, (contract.training, contract.limits.delta, contract.noise)
-    within = limits.epsilon <= policy.epsilon and all(
+    epsilon = policy.limit(block if contract.mechanism == "dp_sgd" else ALL)
+    within = limits.epsilon <= epsilon and all(
         new is None or (old is not None and old <= new)
         for old, new in ((limits.client, policy.client_epsilon), (limits.lifetime, policy.lifetime_epsilon))
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import BudgetExceeded, LedgerError
+from fedkd.privacy.blocks import ALL
 from fedkd.privacy.chain import COMMIT, CONTRACT, RESERVE, SCHEMA, Chain
 from fedkd.privacy.contract import Contract, Refused
 from fedkd.privacy.events import PrivacyEvent
@@ -313,7 +314,9 @@ class Ledger:
             return True  # the policy has said that nothing is protected; every report says infinity
         past, more = self.past(), contract.schedule(rounds)
         accountant = past.accountant(more, contract.limits.delta, another=new)
-        return contract.limits.admits([*past.events, *more], accountant)
+        blocks = {block for event in more for block in event.blocks}
+        touched = blocks.pop() if len(blocks) == 1 else ALL
+        return contract.limits.admits([*past.events, *more], accountant, touched)
 
 
 def _in_block(contract: Contract, block: str | None) -> Contract:

@@ -25,11 +25,14 @@ class Limits:
     client: float | None = None
     lifetime: float | None = None
 
-    def admits(self, events: Sequence[PrivacyEvent], accountant: Accountant) -> bool:
-        """Whether all limits hold for ``events``, by that accountant."""
+    def admits(self, events: Sequence[PrivacyEvent], accountant: Accountant, block: str = ALL) -> bool:
+        """Whether all limits hold for ``events``, the newest of them in ``block``, by that accountant.
+
+        Other blocks have limits of their own, which held when they were charged, and nothing is added to them.
+        """
         return all(
             accountant.spent(seen_by(unit, some), self.delta).epsilon <= limit
-            for unit, limit, some in self.columns(events)
+            for unit, limit, some in self.columns(events, block)
         )
 
     def columns(self, events: Sequence[PrivacyEvent], block: str = ALL) -> list[Column]:

@@ -384,6 +384,47 @@ def test_an_agent_charges_the_block_that_its_configuration_names_today(new_devic
     assert [event["blocks"] for event in agent.ledger.export()["events"]] == [["2026"], ["2027"]]
 
 
+def moved(device: Any, block: str) -> Agent:
+    """The device's agent after its data has come to another block."""
+    path = device.base / "client.yaml"
+    path.write_text(config.dump(config.load(ClientConfig, path).model_copy(update={"block": block})))
+    return device.start()
+
+
+def test_every_block_may_have_a_limit_of_its_own(new_device: Any) -> None:
+    limits = {"first": 6.0, "second": 1.0}
+    device = new_device(policy={"epsilon": 3.0, "block_epsilons": limits}, client={"block": "first"})
+    for number, block in enumerate(("first", "second", "third"), 1):
+        agent = moved(device, block)
+        assert isinstance(device.agree(agent, run=f"run-{number}", rounds=1), Agreement)
+        assert code(device.ask(agent, device.plan(run=f"run-{number}", seen=agent.ledger.head("server")))) is None
+        events = by_block(agent.ledger.history())[block]
+        limit = limits.get(block, 3.0)
+        assert 0.98 * limit < Pld().spent(events, 1e-5).epsilon <= limit
+        agent.close()
+    # what an earlier block has spent is above the limit of a later one, and neither gets anything more
+    for number, block in enumerate(("first", "second"), 4):
+        agent = moved(device, block)
+        refused = device.agree(agent, run=f"run-{number}", rounds=1, seen=agent.ledger.head("server"))
+        assert isinstance(refused, Refusal) and refused.code is Code.EXHAUSTED
+        agent.close()
+
+
+def test_a_contract_of_one_block_does_not_pay_for_a_block_with_a_lower_limit(new_device: Any) -> None:
+    device = new_device(policy={"epsilon": 3.0, "block_epsilons": {"second": 1.0}}, client={"block": "first"})
+    agent = device.start()
+    device.agree(agent)
+    assert code(device.ask(agent, device.plan(1))) is None
+    agent.close()
+    agent = moved(device, "second")
+    assert code(device.ask(agent, device.plan(2, seen=agent.ledger.head("server")))) is Code.CONTRACT
+
+
+def test_what_touches_all_blocks_keeps_the_lowest_limit() -> None:
+    made = policy(epsilon=3.0, block_epsilons={"second": 1.0, "third": 9.0})
+    assert [made.limit(block) for block in ("all", "first", "second", "third")] == [1.0, 3.0, 1.0, 9.0]
+
+
 # -- lineages ---------------------------------------------------------------------------------------------------------
 
 
