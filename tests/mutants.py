@@ -25,6 +25,7 @@ PURE = ("tests/unit/test_discrete.py", "tests/property/test_integers.py", "tests
 COPIED = (
     *("fedkd", "client", "server", "simulations", "tests/guards", "tests/distill", "pyproject.toml"),
     *("tests/__init__.py", "tests/builders.py", "tests/conftest.py", "tests/golden/test_pate.py", *PURE),
+    *("tests/device", "tests/journeys/conftest.py"),
 )
 SLOW_IMPORTS = (
     "torch",
@@ -35,6 +36,7 @@ SLOW_IMPORTS = (
     "hypothesis",
     "pydantic",
 )
+EXPORT = "tests/device/test_export.py"
 SGD, LEDGER, RELEASE = (f"tests/guards/test_{name}.py" for name in ("dp_sgd", "ledger", "release"))
 
 
@@ -218,6 +220,9 @@ MUTANTS = (
     _m("exception out of the agent", AGENT, "        except (Exception, SystemExit):  # user", "        except ValueError:  # user", RELEASE, "test_each_request_is_refused_with_its_own_word", "test_noise_on_the_line_is_refused"),
     _m("every traceback on the console", AGENT, "        self._failed = True\n", "", RELEASE, "test_the_console_has_the_first_traceback_and_then_a_line"),
     _m("sums in floating point", "fedkd/aggregate/mean.py", "fixed = np.rint(rows.astype(np.float64) * SCALE).astype(np.int64)", "fixed = rows.astype(np.float64)", RELEASE, "test_answers_in_any_order_give_the_same_bytes"),
+    # -- the device
+    _m("int8 calibrated on any examples", "fedkd/device/export.py", "    if proxy.hash != model.proxy:\n", "    if False:\n", EXPORT, "test_int8_is_calibrated_on_the_models_own_proxy_set_alone"),
+    _m("graphs traced with a view", "fedkd/device/graph.py", 'torch.zeros(1, *model.features.spec["shape"])', 'torch.zeros(9, *model.features.spec["shape"])[:1]', EXPORT, "test_the_example_of_a_graph_is_zeros_in_storage_of_their_own"),
 )
 # fmt: on
 

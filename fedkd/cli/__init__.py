@@ -36,9 +36,9 @@ def root(
 
 def main() -> None:
     """Run a command; an error that the user can mend is told in three lines, without a traceback."""
-    from fedkd.cli import data, inspect, processes, proxy, simulate
+    from fedkd.cli import data, device, inspect, processes, proxy, simulate
 
-    for module in (simulate, processes, proxy, data, inspect):
+    for module in (simulate, processes, proxy, data, device, inspect):
         module.register(app)
     try:
         app()

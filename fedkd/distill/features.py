@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fedkd.errors import ConfigError, DataError
@@ -63,7 +63,7 @@ def fit_features(kind: str, proxy: Floats, *, components: int) -> FeatureMap:
     _check(kind, proxy, components)
     shape = proxy.shape[1:]
     bank = _filters(*shape[-2:]) if kind == "scattering" else {}
-    raw = _chunked(_front(bank), proxy)
+    raw = _chunked(_front({name: torch.from_numpy(array) for name, array in bank.items()}), proxy)
     if not np.isfinite(raw).all():
         raise DataError("The proxy examples have values that are not finite.")
     affine = _scalar(raw) if kind == "none" else _half_whitened_pca(raw, components)
@@ -91,6 +91,23 @@ def restore(spec: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Feat
     return fitted
 
 
+class FeatureNetwork(nn.Module):
+    """A fitted map as a network without parameters: float32 examples [n, *shape] -> features [n, dim], unpadded."""
+
+    def __init__(self, features: FeatureMap) -> None:
+        super().__init__()
+        for name, array in arrays(features).items():
+            self.register_buffer(name, torch.from_numpy(array))
+
+    def held(self) -> dict[str, Tensor]:
+        """The arrays of the map by name."""
+        return dict(self.named_buffers())
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = self.held()
+        return _affine(held)(_front(held)(x))
+
+
 @dataclass(frozen=True, eq=False)
 class _Fitted:
     kind: str
@@ -108,8 +125,7 @@ class _Fitted:
     def __call__(self, x: Floats) -> Floats:
         if x.shape[1:] != self.shape:
             raise DataError(f"These features take examples of shape {self.shape}, not {x.shape[1:]}.")
-        front, affine = _front(self.held), _affine(self.held)
-        return _chunked(lambda part: affine(front(part)), x)
+        return _chunked(FeatureNetwork(self), x)
 
 
 # --- from raw coefficients to features ---
@@ -171,23 +187,18 @@ def _mean_norm(rows: NDArray[Any]) -> float:
     return norm
 
 
-def _affine(held: Mapping[str, NDArray[Any]]) -> Callable[[Tensor], Tensor]:
-    mean = torch.from_numpy(held["mean"])
+def _affine(held: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
     if "basis" not in held:
-        scale = torch.from_numpy(held["scale"])
-        return lambda raw: (raw - mean) * scale
-    basis = torch.from_numpy(held["basis"])
-    return lambda raw: (raw - mean) @ basis
+        return lambda raw: (raw - held["mean"]) * held["scale"]
+    return lambda raw: (raw - held["mean"]) @ held["basis"]
 
 
 # --- scattering ---
 
 
-def _front(bank: Mapping[str, NDArray[Any]]) -> Callable[[Tensor], Tensor]:
+def _front(bank: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
     """Examples [n, *shape] to raw coefficients [n, d]: pixels, or scattering where there are filters."""
-    if "psi0" not in bank:
-        return lambda x: x.flatten(1)
-    return partial(_scatter, bank={name: torch.from_numpy(value) for name, value in bank.items()})
+    return partial(_scatter, bank=bank) if "psi0" in bank else lambda x: x.flatten(1)
 
 
 def _scatter(x: Tensor, bank: Mapping[str, Tensor]) -> Tensor:

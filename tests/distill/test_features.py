@@ -45,7 +45,8 @@ def grating() -> Floats:
 
 
 def scatter(x: Floats) -> Floats:
-    return chunked(front(filters(*x.shape[-2:])), x)
+    bank = {name: torch.from_numpy(array) for name, array in filters(*x.shape[-2:]).items()}
+    return chunked(front(bank), x)
 
 
 @pytest.fixture(scope="module", params=KINDS)
