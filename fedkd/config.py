@@ -31,6 +31,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Delta = Annotated[float, Field(ge=1e-10, lt=1)]
 Terms = dict[Literal["kl", "soft_ce", "hard_ce"], NonNegative]
 
@@ -465,11 +466,40 @@ class ClientConfig(Model):
     address: str = Field("127.0.0.1:8000", description="host:port of the server's SuperLink")
 
 
+class Gate(Model):
+    """What a new version must satisfy before a device serves it, on the device's own held-out examples."""
+
+    max_accuracy_drop: Share = Field(0.01, description="of the accuracy of the version that is served now")
+    max_class_forgetting: Share = Field(
+        0.1, description="of one class, from the best accuracy of the versions that were served"
+    )
+    min_class_examples: int = Field(20, ge=1, description="a class with fewer examples is not judged on its own")
+    max_int8_drop: Share = Field(0.01, description="from the student in float32 to the file that is served")
+    max_bytes: int | None = Field(None, ge=1, description="size of that file")
+    max_p95_us: Positive | None = Field(None, description="95th percentile of its latency, in microseconds")
+
+
+class Device(Model):
+    """What a device serves. None of it touches the student that trains and answers."""
+
+    format: Literal["safetensors", "onnx", "executorch"] = Field("safetensors", description="of the served file")
+    int8: bool = Field(False, description="onnx, executorch: eight-bit student, calibrated on the proxy set")
+    keep: int = Field(5, ge=2, description="versions that are kept, and served versions to go back to")
+    gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _exported(self) -> Self:
+        if self.int8 and self.format == "safetensors":
+            raise ValueError("int8 needs an exported file: format: onnx or executorch")
+        return self
+
+
 KINDS: dict[str, type[Model]] = {
     "scenario": Scenario,
     "server": ServerConfig,
     "client": ClientConfig,
     "policy": Policy,
+    "device": Device,
 }
 
 M = TypeVar("M", bound=Model)

@@ -36,7 +36,7 @@ SLOW_IMPORTS = (
     "hypothesis",
     "pydantic",
 )
-EXPORT = "tests/device/test_export.py"
+EXPORT, VERSIONS = "tests/device/test_export.py", "tests/device/test_versions.py"
 SGD, LEDGER, RELEASE = (f"tests/guards/test_{name}.py" for name in ("dp_sgd", "ledger", "release"))
 
 
@@ -223,6 +223,10 @@ MUTANTS = (
     # -- the device
     _m("int8 calibrated on any examples", "fedkd/device/export.py", "    if proxy.hash != model.proxy:\n", "    if False:\n", EXPORT, "test_int8_is_calibrated_on_the_models_own_proxy_set_alone"),
     _m("graphs traced with a view", "fedkd/device/graph.py", 'torch.zeros(1, *model.features.spec["shape"])', 'torch.zeros(9, *model.features.spec["shape"])[:1]', EXPORT, "test_the_example_of_a_graph_is_zeros_in_storage_of_their_own"),
+    _m("switch before the file is there", "fedkd/device/serving.py", "            write_atomic(self.folder / one.file, content)\n            self._write([*(old for old in self.stack() if old.file != one.file), one][-self._keep :])\n", "            self._write([*(old for old in self.stack() if old.file != one.file), one][-self._keep :])\n            write_atomic(self.folder / one.file, content)\n", VERSIONS, "test_a_crash_while_switching_leaves_the_old_version_or_the_new_one"),
+    _m("gate without effect", "fedkd/device/gate.py", "    if not reasons:\n", "    if True:\n", VERSIONS, "test_a_worse_student_is_not_served_and_a_good_one_is"),
+    _m("small losses add up", "fedkd/device/gate.py", "for row in rows if (known", "for row in rows[-1:] if (known", VERSIONS, "test_small_losses_of_a_class_do_not_add_up"),
+    _m("lineage keeps what is served", "fedkd/device/versions.py", "            kept = [*known, version][-self._keep :]\n", "            kept = [*known, version][-self._keep :]\n            served = self.folder.parent / \"serving\" / \"serving.json\"\n            kept = [one for one in known if served.exists() and one.id in served.read_text() and one not in kept] + kept\n", VERSIONS, "test_the_lineage_is_the_same_whatever_the_gate_decides"),
 )
 # fmt: on
 

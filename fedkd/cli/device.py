@@ -1,4 +1,4 @@
-"""``fedkd device``: export a student, measure what a device would run."""
+"""``fedkd device``: export a student, measure what a device would run, choose which version it serves."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, FedkdError
 
 if TYPE_CHECKING:
     from fedkd.device.measure import Runner
+    from fedkd.device.versions import Epsilon
 
-device = typer.Typer(help="Export a student and measure it.", no_args_is_help=True)
+device = typer.Typer(help="Export a student, measure it, and choose which version is served.", no_args_is_help=True)
 
+STATE = Annotated[Path, typer.Argument(help="the device's state directory")]
 AS_JSON = Annotated[bool, typer.Option("--json", help="print one JSON object, nothing else")]
 CODE = Annotated[Path, typer.Option(help="folder of an architecture given as module:Class")]
 
@@ -80,6 +82,108 @@ def measure_file(
     _tell(result, as_json)
 
 
+@device.command("versions")
+def versions(state: STATE, as_json: AS_JSON = False) -> None:
+    """List the versions of the student, and those that were served, the newest last."""
+    from fedkd.device.serving import Serving
+    from fedkd.device.versions import Versions
+
+    known, stack = Versions(state).all(), Serving(state).stack()
+    served = stack[-1].version.id if stack else None
+    if as_json:
+        return _print({
+            "versions": [one.record() for one in known], "served": served, "stack": [one.record() for one in stack]
+        })  # fmt: skip
+    print(f"{'id':<16}  {'no.':>4}  {'parent':<16}  {'bytes':>9}  {'ε spent':>8}  student")
+    for one in known:
+        print(
+            f"{one.id}  {one.number:>4}  {one.parent or '':<16}  {one.bytes:>9}  {_epsilon(one.epsilon):>8}  "
+            f"{one.architecture}"
+        )
+    for place in stack:
+        verb, accuracy = "serves" if place is stack[-1] else "served", place.measured["row"]["accuracy"]
+        print(f"{verb} {place.version.id} as {place.file}, accuracy {accuracy:.1%}")
+
+
+def _epsilon(value: float | str | None) -> str:
+    return "unknown" if value is None else "∞" if isinstance(value, str) else f"{value:.3f}"
+
+
+@device.command("promote")
+def promote(
+    state: STATE,
+    model: Annotated[str, typer.Argument(help="a student's .safetensors file, or the id of a version")],
+    data: Annotated[Path, typer.Option(help=".npz file of held-out examples x and y of this device")],
+    config: Annotated[Path | None, typer.Option(help="device.yaml: format, gate, versions kept")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key")] = None,
+    proxy: Annotated[Path | None, typer.Option(help="the model's proxy set, where the device serves int8")] = None,
+    as_json: AS_JSON = False,
+    code: CODE = Path(),
+) -> None:
+    """Register a student and serve it if it passes the gate. Exit code 1 if it does not; then nothing changes."""
+    from fedkd import config as configuration
+    from fedkd.config import Data, Device
+    from fedkd.data import sources
+    from fedkd.data.proxy import ProxySet
+    from fedkd.device import gate
+
+    settings = configuration.load(Device, config, overrides or [])
+    id = _registered(state, model, settings)
+    held_out = sources.load(Data(source="npz", path=str(data)), Path())[0]
+    public = None if proxy is None else ProxySet.load(proxy)
+    verdict = gate.promote(state, id, held_out, settings, proxy=public, code=code)
+    if as_json:
+        _print(verdict.record())
+    if not verdict.promoted:
+        raise FedkdError(
+            f"the gate does not let version {id} pass: {'; '.join(verdict.reasons)}",
+            fix="the served version stays; change the limits under 'gate' only if you mean it",
+        )
+    if not as_json:
+        measured = verdict.measured
+        print(f"serves {id}: accuracy {measured.row.accuracy:.1%}, {measured.bytes} bytes, p95 {measured.p95_us} µs")
+
+
+@device.command("rollback")
+def rollback(state: STATE, as_json: AS_JSON = False) -> None:
+    """Serve again the version that was served before."""
+    from fedkd.device.serving import Serving
+
+    one = Serving(state).rollback()
+    if as_json:
+        return _print(one.record())
+    print(f"serves {one.version.id} as {one.file}")
+
+
+def _registered(state: Path, model: str, settings: Any) -> str:
+    """The id of a version, which a file becomes if it is not one yet."""
+    from fedkd.device.versions import Versions
+
+    versions = Versions(state, settings.keep)
+    if not Path(model).is_file():
+        return versions.find(model).id
+    epsilon, delta = _spent(state / "ledger.sqlite")
+    try:
+        return versions.add(Path(model).read_bytes(), epsilon=epsilon, delta=delta).id
+    except FedkdError as error:
+        raise error.at(model) from None
+
+
+def _spent(ledger: Path) -> tuple[Epsilon, float | None]:
+    """What the device's ledger has charged for one example, where there is one."""
+    from fedkd.privacy.ledger import Ledger
+    from fedkd.report.spend import Account, number
+
+    if not ledger.is_file():
+        return None, None
+    export = Ledger.read(ledger)
+    if not export["contracts"]:
+        return 0.0, None
+    delta = float(export["contracts"][-1]["limits"]["delta"])
+    account = Account.of(export["client"], export["events"], export["contracts"], delta)
+    return number(max(account.by_block("example", account.events).values())), delta
+
+
 def _measured(file: Path, runner: Runner, runs: int) -> dict[str, Any]:
     from fedkd.device import measure
 
@@ -114,7 +218,11 @@ def _examples(path: Path | None) -> tuple[Any, Any]:
 
 def _tell(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        json.dump(result, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-        return print()
+        return _print(result)
     for key, value in result.items():
         print(f"{key:<15} {value}")
+
+
+def _print(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    print()
