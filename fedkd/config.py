@@ -466,6 +466,55 @@ class ClientConfig(Model):
     address: str = Field("127.0.0.1:8000", description="host:port of the server's SuperLink")
 
 
+class Stream(Model):
+    """How a party's examples come one experience after another. Which one an example is in depends on it alone."""
+
+    kind: Literal["class", "domain", "task", "data"] = Field(
+        "class",
+        description="class: new classes; task: the same, and the task is told when it is tested; domain: the same "
+        "classes look different; data: more of the same",
+    )
+    experiences: int = Field(5, ge=1, le=10_000, description="how many there are")
+    order: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="class, task: all labels in the order in which they come; empty: as they are numbered"
+    )
+    own_order: bool = Field(False, description="every client has an order of its own, drawn from the seed")
+    transform: Literal["permuted", "rotated", "drifting"] = Field(
+        "permuted", description="domain: pixels in another order; images turned; gain and offset drift away"
+    )
+    strength: Share = Field(0.5, description="rotated, drifting: of the last experience; 1 is half a turn, or all gain")
+    online: bool = Field(False, description="every example is seen once: one epoch, whatever the learner's setting")
+    pace: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (3,), min_length=1, description="rounds that a client stays in an experience, dealt to the clients in turn"
+    )
+    joins: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1,), min_length=1, description="round in which a client joins, dealt to the clients in turn"
+    )
+    leaves: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), min_length=1, description="its last round, dealt to the clients in turn; 0: it stays"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.order and self.kind in ("domain", "data"):
+            raise ValueError(f"a stream of kind {self.kind!r} has no order of classes")
+        if self.order and self.own_order:
+            raise ValueError("either 'order', or 'own_order'")
+        return self
+
+
+class Live(Model):
+    """Records that a device goes on writing. Paths are relative to the file."""
+
+    source: str = Field(description="folder of .npz files (x [n, ...], y [n], time [n]), or an SQLite file")
+    table: str = Field(
+        "records", pattern=r"^[A-Za-z_]\w*$", description="SQLite: table with the columns id, time, x (.npy bytes), y"
+    )
+    by: Literal["time", "hash"] = Field("time", description="what puts a record into its block")
+    period: int = Field(86_400, ge=1, description="time: seconds of a block")
+    blocks: int = Field(10, ge=1, description="hash: how many blocks there are")
+
+
 class Gate(Model):
     """What a new version must satisfy before a device serves it, on the device's own held-out examples."""
 
@@ -500,6 +549,7 @@ KINDS: dict[str, type[Model]] = {
     "client": ClientConfig,
     "policy": Policy,
     "device": Device,
+    "live": Live,
 }
 
 M = TypeVar("M", bound=Model)

@@ -25,7 +25,7 @@ PURE = ("tests/unit/test_discrete.py", "tests/property/test_integers.py", "tests
 COPIED = (
     *("fedkd", "client", "server", "simulations", "tests/guards", "tests/distill", "pyproject.toml"),
     *("tests/__init__.py", "tests/builders.py", "tests/conftest.py", "tests/golden/test_pate.py", *PURE),
-    *("tests/device", "tests/journeys/conftest.py"),
+    *("tests/device", "tests/continual", "tests/journeys/conftest.py"),
 )
 SLOW_IMPORTS = (
     "torch",
@@ -36,6 +36,7 @@ SLOW_IMPORTS = (
     "hypothesis",
     "pydantic",
 )
+STREAM, LIVE = "tests/continual/test_stream.py", "tests/continual/test_live.py"
 EXPORT, VERSIONS = "tests/device/test_export.py", "tests/device/test_versions.py"
 SGD, LEDGER, RELEASE = (f"tests/guards/test_{name}.py" for name in ("dp_sgd", "ledger", "release"))
 
@@ -227,6 +228,12 @@ MUTANTS = (
     _m("gate without effect", "fedkd/device/gate.py", "    if not reasons:\n", "    if True:\n", VERSIONS, "test_a_worse_student_is_not_served_and_a_good_one_is"),
     _m("small losses add up", "fedkd/device/gate.py", "for row in rows if (known", "for row in rows[-1:] if (known", VERSIONS, "test_small_losses_of_a_class_do_not_add_up"),
     _m("lineage keeps what is served", "fedkd/device/versions.py", "            kept = [*known, version][-self._keep :]\n", "            kept = [*known, version][-self._keep :]\n            served = self.folder.parent / \"serving\" / \"serving.json\"\n            kept = [one for one in known if served.exists() and one.id in served.read_text() and one not in kept] + kept\n", VERSIONS, "test_the_lineage_is_the_same_whatever_the_gate_decides"),
+    # -- streams
+    _m("experiences by a count", "fedkd/continual/stream.py", "    marks = fingerprints(examples.x)\n", "    return np.arange(len(examples)) % blocks\n    marks = fingerprints(examples.x)\n", STREAM, "test_leaving_one_example_out_moves_no_other_one"),
+    _m("lists of classes grown from labels", "fedkd/continual/stream.py", "in enumerate(class_lists(stream, train.classes, seed, client))\n    ]", "in enumerate(class_lists(stream, int(train.y.max(initial=0)) + 1, seed, client))\n    ]", STREAM, "test_the_lists_of_classes_are_fixed_whatever_labels_are_there"),
+    _m("late records learned", "fedkd/continual/live.py", "AND late = 0 ORDER BY sha256", "ORDER BY sha256", LIVE, "test_a_record_that_comes_after_its_block_was_sealed_is_never_learned"),
+    _m("source marked before its records are in", "fedkd/continual/live.py", '        self._db.execute("BEGIN IMMEDIATE")\n        try:\n            counts', '        self._db.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", (source.name, source.sha256))\n        self._db.execute("DELETE FROM sources WHERE 0")\n        self._db.execute("BEGIN IMMEDIATE")\n        self._db.execute("DELETE FROM sources WHERE name = ?", (source.name,))\n        try:\n            counts', LIVE, "test_killed_at_any_statement_each_record_is_taken_exactly_once"),
+    _m("changed files taken again", "fedkd/continual/live.py", "        if before is not None:\n", "        if False:\n", LIVE, "test_a_file_that_was_changed_after_it_was_taken_is_ignored"),
 )
 # fmt: on
 

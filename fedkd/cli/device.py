@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -153,6 +154,38 @@ def rollback(state: STATE, as_json: AS_JSON = False) -> None:
     if as_json:
         return _print(one.record())
     print(f"serves {one.version.id} as {one.file}")
+
+
+@device.command("ingest")
+def ingest(
+    live: Annotated[Path, typer.Argument(help="live.yaml: where the records are, and what puts them into blocks")],
+    state: Annotated[Path, typer.Option(help="the device's state directory")],
+    proxy: Annotated[Path, typer.Option(help="the proxy set, whose shape and labels the records have")],
+    seal: Annotated[list[str] | None, typer.Option(help="block to close to further records")] = None,
+    as_json: AS_JSON = False,
+) -> None:
+    """Take new records into their blocks, each exactly once, and list the blocks. Nothing of it leaves the device."""
+    from contextlib import closing
+    from functools import partial
+
+    from fedkd import config as configuration
+    from fedkd.config import Live
+    from fedkd.continual.live import LiveStream
+    from fedkd.data.proxy import ProxySet
+
+    settings, base = configuration.load(Live, live), live.resolve().parent
+    tell = partial(print, file=sys.stderr)
+    stream = LiveStream(state / "stream.sqlite", settings, base, ProxySet.load(proxy), tell)
+    with closing(stream):
+        taken = stream.ingest()
+        for name in seal or []:
+            stream.seal(name)
+        blocks = stream.blocks()
+    if as_json:
+        return _print({"taken": asdict(taken), "blocks": [asdict(block) for block in blocks]})
+    print(f"{taken.new} new, {taken.late} too late, {taken.known} known, {taken.refused} sources refused")
+    for block in blocks:
+        print(f"{block.name:<16}  {block.records:>7}  {'sealed' if block.sealed else 'open'}")
 
 
 def _registered(state: Path, model: str, settings: Any) -> str:
