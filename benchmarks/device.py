@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _rows(scenario: Scenario, architecture: str, formats: list[str]) -> None:
-    view = ProxyView(build_proxy(scenario, Path()))
+    view = ProxyView(build_proxy(scenario, Path()), Path())
     train, test = sources.load(scenario.data, Path())
     assert test is not None
     cut = partition.cut(len(train), scenario.proxy.size, scenario.proxy.tune_size, scenario.seed)

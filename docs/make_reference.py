@@ -57,17 +57,25 @@ API = {
     "fedkd.privacy.accounting": ["Pld", "ClosedForm", "epsilon", "curve", "gaussian_epsilon", "gaussian_delta"],
     "fedkd.privacy.calibration": ["noise_multiplier"],
     "fedkd.privacy.ledger": ["Ledger"],
+    "fedkd.privacy.audit": ["Errors", "paired_bounds", "Guesses", "Evidence", "Finding", "judge"],
+    "fedkd.privacy.noise_audit": ["shortfall", "distance", "correlation", "pairs", "lags"],
     "fedkd.report.collect": ["ledgers", "exports", "provenance"],
     "fedkd.report.budget": ["budget_report"],
     "fedkd.report.render": ["render"],
+    "fedkd.report.planning": ["Schedule", "Plan", "plan", "what_if"],
     "simulations.runner": ["Simulation", "Options"],
+    "simulations.audits.suite": ["audit"],
+    "simulations.audits.setting": ["Setting", "Sizes"],
     "fedkd.errors": [
         "FedkdError", "ConfigError", "DataError", "WireError", "PrivacyError", "BudgetExceeded", "LedgerError",
         "ClientFailure",
     ],
 }  # fmt: skip
 
-SHOWN = {"Ledger": ["read", "verify", "export"], "Model": ["predict", "save", "open"], "PrivacyEvent": ["record"]}
+SHOWN = {
+    "Ledger": ["read", "verify", "export"], "Model": ["predict", "save", "open"], "PrivacyEvent": ["record"],
+    "Schedule": ["epsilon", "noise", "rounds"], "Plan": [],
+}  # fmt: skip
 """Methods of classes whose other methods are for fedkd itself."""
 
 INTRODUCTION = """# Reference

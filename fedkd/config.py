@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,6 +19,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from fedkd.errors import ConfigError
 
 USER_CODE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"  # module:function or module:Class
+
+SHA256 = r"^[0-9a-f]{64}$"
+FEATURES = ("none", "pca", "scattering", "patches")
+ARCHITECTURES = ("linear", "mlp", "cnn", "rnn", "transformer")
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
@@ -33,7 +38,12 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Delta = Annotated[float, Field(ge=1e-10, lt=1)]
-Terms = dict[Literal["kl", "soft_ce", "hard_ce"], NonNegative]
+SoftLabelTerm = Literal["kl", "soft_ce", "hard_ce", "mse", "tckd", "nckd", "dkd", "denoise"]
+EarlierTerm = Literal["self", "hint", "hint_norm", "attention"]  # these compare with a network that is at hand
+AnyTerm = Literal[SoftLabelTerm, EarlierTerm]
+StudentTerms = dict[Literal[SoftLabelTerm, "self"], NonNegative]
+TeacherTerms = dict[AnyTerm, NonNegative]
+DistilTerms = dict[Literal[SoftLabelTerm, "hint", "hint_norm", "attention"], NonNegative]
 
 
 class Model(BaseModel):
@@ -203,24 +213,57 @@ class Proxy(Model):
 
 
 class Features(Model):
-    """The frozen extractor fitted on the proxy set."""
+    """The frozen extractor fitted on the proxy set: one kind, or several joined by + and concatenated."""
 
-    kind: Literal["none", "pca", "scattering"] = Field("scattering", description="none: pixels, standardised")
-    components: int = Field(30, ge=1, description="how many of them are kept, at the most")
-
-
-class Architecture(Model):
-    """A network: ``linear`` and ``mlp`` on public features, ``cnn`` on raw images, or a user's own class."""
-
-    kind: str = Field("linear", description="linear | mlp | cnn | module:Class")
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((64,), description="widths of an mlp's hidden layers")
-    activation: Literal["tanh", "relu"] = Field("tanh", description="of an mlp; tanh suits DP-SGD")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of an mlp's hidden layers")
+    kind: str = Field("scattering", description="none | pca | scattering | patches | module:Class, or several: a+b")
+    components: int = Field(30, ge=1, description="how many of them are kept of each kind, at the most")
+    weights: str | None = Field(None, description="safetensors file with the weights of a module:Class")
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        if self.kind not in ("linear", "mlp", "cnn") and not re.match(USER_CODE, self.kind):
-            raise ValueError(f"unknown architecture {self.kind!r}: use linear, mlp, cnn or module:Class")
+        parts = self.kind.split("+")
+        odd = [part for part in parts if part not in FEATURES and not re.match(USER_CODE, part)]
+        if odd:
+            raise ValueError(f"unknown features {odd[0]!r}: use {', '.join(FEATURES)} or module:Class")
+        if len(parts) > 1 and ("none" in parts or len(set(parts)) < len(parts)):
+            raise ValueError(f"features {self.kind!r} cannot be joined: name each once, and none alone")
+        if self.weights is not None and sum(part not in FEATURES for part in parts) != 1:
+            raise ValueError("weights belong to one module:Class: remove weights, or name the class in kind")
+        return self
+
+
+Size = Annotated[int, Field(ge=1)]
+
+
+class Architecture(Model):
+    """A network: ``linear`` and ``mlp`` on public features, ``cnn``, ``rnn`` and ``transformer`` on raw examples, or a
+    user's own class."""
+
+    kind: str = Field("linear", description="linear | mlp | cnn | rnn | transformer | module:Class")
+    hidden: tuple[Size, ...] = Field((64,), description="widths of an mlp's or an rnn's hidden layers")
+    activation: Literal["tanh", "relu"] = Field("tanh", description="of an mlp; tanh suits DP-SGD")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of an mlp's hidden layers")
+    channels: tuple[Size, ...] = Field((32, 64), min_length=1, description="of a cnn's blocks")
+    cell: Literal["gru", "lstm"] = Field("gru", description="of an rnn")
+    width: Size = Field(32, description="of a transformer's tokens, a multiple of heads")
+    layers: Size = Field(2, description="of a transformer")
+    heads: Size = Field(4, description="of a transformer's attention")
+    patch: Size = Field(4, description="side of the squares, or steps, that are a transformer's tokens")
+    init: str = Field(
+        "random", description="random, or a safetensors file of PUBLIC weights, in code: nobody accounts for them"
+    )
+    init_hash: str | None = Field(None, pattern=SHA256, description="SHA-256 of that file, which must match")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.kind not in ARCHITECTURES and not re.match(USER_CODE, self.kind):
+            raise ValueError(f"unknown architecture {self.kind!r}: use {', '.join(ARCHITECTURES)} or module:Class")
+        if self.kind == "rnn" and not self.hidden:
+            raise ValueError("an rnn has a hidden layer at least: give its width in hidden")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if (self.init == "random") != (self.init_hash is None):
+            raise ValueError("init and init_hash come together: the hash says which public weights a run starts from")
         return self
 
 
@@ -238,15 +281,56 @@ class Teacher(Architecture):
     batch_size: int = Field(4096, ge=1, description="proxy examples a step, at the most")
     learning_rate: Positive = Field(0.05, description="peak of the schedule")
     weight_decay: NonNegative = Field(0.01, description="decoupled, as in AdamW")
-    terms: Terms = Field({"kl": 1.0}, description="weights of the terms on the consensus; one is above 0")
+    terms: TeacherTerms = Field(
+        {"kl": 1.0}, description="weights of the terms on the consensus, and on the teacher of the round before"
+    )
+    perturbation: Positive = Field(0.1, description="of denoise: noise on inputs, in their standard deviations")
     label_weight: NonNegative = Field(1.0, description="weight of the labels of a labelled proxy set")
 
     @field_validator("terms")
     @classmethod
     def _learns(cls, terms: dict[str, float]) -> dict[str, float]:
-        if not any(terms.values()):
-            raise ValueError("the teacher learns from nothing: give one term a weight above 0, such as {kl: 1.0}")
+        if not any(weight for name, weight in terms.items() if name not in get_args(EarlierTerm)):
+            raise ValueError(
+                "the teacher learns from nothing: give a term on the consensus a weight, such as {kl: 1.0}"
+            )
         return terms
+
+    @model_validator(mode="after")
+    def _has_layers(self) -> Self:
+        wanted = {name for name, weight in self.terms.items() if weight}
+        if self.kind == "linear" and wanted & {"hint", "hint_norm"}:
+            raise ValueError("a linear teacher has no hidden layer to take hints from: use mlp")
+        if self.kind in ("linear", "mlp") and "attention" in wanted:
+            raise ValueError(f"a teacher of kind {self.kind} has no attention maps: use cnn, rnn or transformer")
+        return self
+
+
+def _named(value: object) -> object:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class Distil(Model):
+    """How ``fedkd distil`` teaches a student on a proxy set: AdamW on a one-cycle schedule. Given by its options."""
+
+    student: Annotated[Architecture, BeforeValidator(_named)] = Field(
+        Architecture(kind="mlp"), description="a kind, or a mapping as in students"
+    )
+    terms: DistilTerms = Field({"kl": 1.0}, description="weights of the terms on each teacher")
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(2.0, description="T of the teachers' soft labels")
+    perturbation: Positive = Field(0.1, description="of denoise: noise on inputs, in their standard deviations")
+    label_weight: NonNegative = Field(0.0, description="weight of the labels of a labelled proxy set")
+    steps: int = Field(1000, ge=1, description="optimiser steps")
+    batch_size: int = Field(256, ge=1, description="proxy examples a step, at the most")
+    learning_rate: Positive = Field(0.003, description="peak of the schedule")
+    weight_decay: NonNegative = Field(0.01, description="decoupled, as in AdamW")
+    seed: int = Field(0, ge=0, lt=2**63, description="of starting weights and batch order")
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if not any(self.terms.values()) and not self.label_weight:
+            raise ValueError("the student learns from nothing: give one term a weight above 0, such as kl=1")
+        return self
 
 
 class Aggregate(Model):
@@ -277,7 +361,8 @@ class Training(Model):
 
     learning_rate: Positive = Field(0.5, description="of private training, on the sum over the nominal batch size")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="carried from round to round")
-    terms: Terms = Field({"kl": 1.0}, description="weights of the terms on the teacher's soft labels")
+    terms: StudentTerms = Field({"kl": 1.0}, description="weights of the terms on the teacher's soft labels")
+    perturbation: Positive = Field(0.1, description="of denoise: noise on inputs, in their standard deviations")
     distil_steps: int = Field(200, ge=0, description="steps on soft labels alone, after the last round")
     distil_learning_rate: Positive = Field(0.02, description="of these steps, AdamW")
     distil_weight_decay: NonNegative = Field(1.0, description="of these steps; lets go of the noise in the weights")
@@ -340,6 +425,11 @@ class Policy(Schedule, Protection):
 
     epsilon: Positive = Field(
         description="limit of the ledger's lifetime, for the unit that the mechanism protects (example: in any block)"
+    )
+    block_rounds: int | None = Field(
+        None,
+        ge=1,
+        description="dp_sgd: rounds for which the noise makes a block's epsilon last; default a run's",
     )
     lifetime_epsilon: Positive | None = Field(
         None, description="limit of all blocks together: a person with one example in each"
@@ -431,6 +521,19 @@ class Scenario(Federation):
         return self.aggregate.model_copy(update={"kind": AGGREGATES[self.privacy.mechanism]})
 
 
+class ServerTls(Model):
+    """What the server shows to relays."""
+
+    certificate: str = Field(description="PEM file; 'fedkd certs' makes one")
+    key: str = Field(description="its private key, readable by its owner alone")
+
+
+class RelayTls(Model):
+    """Whom a relay trusts."""
+
+    ca: str = Field(description="PEM file of the authority that signed the server's certificate")
+
+
 class ServerConfig(Federation):
     """A deployed server. Paths are relative to the file."""
 
@@ -439,68 +542,15 @@ class ServerConfig(Federation):
     proxy: str = Field(description="the proxy set's file")
     clients: int = Field(ge=1, description="how many clients are expected")
     out: str = Field("run", description="run directory")
-    code: str = Field(".", description="folder in which a teacher given as module:Class is looked for")
+    code: str = Field(".", description="folder of what is of your own: module:Class, the weights of init, a backbone")
     test: Data | None = Field(None, description="public labelled examples on which the teacher is tested")
-    address: str = Field("127.0.0.1:8000", description="host:port of the SuperLink")
+    address: str = Field("127.0.0.1:8000", description="host:port on which relays are served")
+    tls: ServerTls | None = Field(None, description="needed unless address is on the loopback interface")
+    nodes: str | None = Field(None, description="folder of the clients' public node keys; needed with tls")
+    superlink: str | None = Field(None, description="host:port of a SuperLink that runs already; then none is started")
+    superlink_ca: str | None = Field(None, description="PEM file of the authority that signed its certificate")
     round_timeout: Positive = Field(600.0, description="seconds a round waits for answers")
     join_timeout: Positive = Field(600.0, description="seconds to wait for clients before the first round")
-
-
-class ClientConfig(Model):
-    """A deployed client. Paths are relative to the file."""
-
-    name: str = Field(pattern=NAME, description="by which the server and the ledger know this client")
-    data: Data = Field(description="the private examples")
-    proxy: str = Field(description="the proxy set's file, the same for all parties")
-    policy: str = Field("policy.yaml", description="the client's privacy policy")
-    state: str = Field("state", description="folder of ledger, outbox and student")
-    block: str = Field(
-        "all",
-        pattern=NAME,
-        description="which disjoint part of the client's data this is, by its time, not by a count",
-    )
-    student: Student = Student()
-    code: str = Field(".", description="folder in which a student given as module:Class is looked for")
-    training: Training = Training()
-    seed: int = Field(0, ge=0, lt=2**63, description="initial weights and batch order; never the noise")
-    address: str = Field("127.0.0.1:8000", description="host:port of the server's SuperLink")
-
-
-class Stream(Model):
-    """How a party's examples come one experience after another. Which one an example is in depends on it alone."""
-
-    kind: Literal["class", "domain", "task", "data"] = Field(
-        "class",
-        description="class: new classes; task: the same, and the task is told when it is tested; domain: the same "
-        "classes look different; data: more of the same",
-    )
-    experiences: int = Field(5, ge=1, le=10_000, description="how many there are")
-    order: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (), description="class, task: all labels in the order in which they come; empty: as they are numbered"
-    )
-    own_order: bool = Field(False, description="every client has an order of its own, drawn from the seed")
-    transform: Literal["permuted", "rotated", "drifting"] = Field(
-        "permuted", description="domain: pixels in another order; images turned; gain and offset drift away"
-    )
-    strength: Share = Field(0.5, description="rotated, drifting: of the last experience; 1 is half a turn, or all gain")
-    online: bool = Field(False, description="every example is seen once: one epoch, whatever the learner's setting")
-    pace: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (3,), min_length=1, description="rounds that a client stays in an experience, dealt to the clients in turn"
-    )
-    joins: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1,), min_length=1, description="round in which a client joins, dealt to the clients in turn"
-    )
-    leaves: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0,), min_length=1, description="its last round, dealt to the clients in turn; 0: it stays"
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.order and self.kind in ("domain", "data"):
-            raise ValueError(f"a stream of kind {self.kind!r} has no order of classes")
-        if self.order and self.own_order:
-            raise ValueError("either 'order', or 'own_order'")
-        return self
 
 
 class Live(Model):
@@ -512,6 +562,12 @@ class Live(Model):
     )
     by: Literal["time", "hash"] = Field("time", description="what puts a record into its block")
     period: int = Field(86_400, ge=1, description="time: seconds of a block")
+    delay: NonNegative = Field(0.0, description="seconds that a client waits for records after a block is over")
+    every: Positive = Field(60.0, description="seconds between a client's looks at the source")
+    held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="share of records, by a hash of each, that nothing learns: the gate of served versions"
+    )
+    delete: bool = Field(False, description="folder: remove a file once its records have been taken")
     blocks: int = Field(10, ge=1, description="hash: how many blocks there are")
 
 
@@ -543,16 +599,76 @@ class Device(Model):
         return self
 
 
+class ClientConfig(Model):
+    """A deployed client. Paths are relative to the file."""
+
+    name: str = Field(pattern=NAME, description="by which the server and the ledger know this client")
+    data: Data | None = Field(None, description="the private examples")
+    live: Live | None = Field(None, description="instead of data: records that the device goes on writing")
+    serve: Device | None = Field(None, description="live: which of its students the device serves; default none")
+    proxy: str = Field(description="the proxy set's file, the same for all parties")
+    policy: str = Field("policy.yaml", description="the client's privacy policy")
+    state: str = Field("state", description="folder of ledger, outbox and student")
+    block: str = Field(
+        "all",
+        pattern=NAME,
+        description="which disjoint part of the client's data this is, by its time, not by a count",
+    )
+    student: Student = Student()
+    code: str = Field(".", description="folder of what is of your own: module:Class, the weights of init, a backbone")
+    training: Training = Training()
+    seed: int = Field(0, ge=0, lt=2**63, description="initial weights and batch order; never the noise")
+    address: str = Field("127.0.0.1:8000", description="host:port of the server")
+    tls: RelayTls | None = Field(None, description="needed unless address is on the loopback interface")
+    node_key: str | None = Field(None, description="private key by which the server knows this client's relay")
+    socket: str | None = Field(None, description="where the agent answers; default agent.sock in the state folder")
+    socket_group: str | None = Field(None, description="group whose members may connect: the relay's user")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.data is None) == (self.live is None):
+            raise ValueError("a client has either 'data', or 'live'")
+        if self.live is None:
+            if self.serve is not None:
+                raise ValueError("'serve' needs 'live', whose held-out records the gate looks at")
+            return self
+        if self.live.by != "time":
+            raise ValueError("a client learns blocks by time: one that is closed when it is learned would lose records")
+        if self.block != "all":
+            raise ValueError("'live' names the blocks itself: remove 'block'")
+        if self.serve is not None and not self.live.held_out:
+            raise ValueError("'serve' needs live.held_out above 0: its gate looks at those records")
+        return self
+
+
+class RelayConfig(Model):
+    """A relay that runs apart from its agent: all that it may know. Paths are relative to the file."""
+
+    address: str = Field("127.0.0.1:8000", description="host:port of the server")
+    socket: str = Field(description="where the agent answers")
+    home: str = Field("relay", description="folder of logs and of the app that the server ships")
+    tls: RelayTls | None = Field(None, description="needed unless address is on the loopback interface")
+    node_key: str | None = Field(None, description="private key by which the server knows this client's relay")
+
+
 KINDS: dict[str, type[Model]] = {
     "scenario": Scenario,
     "server": ServerConfig,
     "client": ClientConfig,
+    "relay": RelayConfig,
     "policy": Policy,
     "device": Device,
     "live": Live,
+    "distil": Distil,
 }
 
 M = TypeVar("M", bound=Model)
+
+
+def default_simulation(run_id: int) -> Path:
+    """Where Flower's simulation runtime finds the server's configuration of a run that names none."""
+    home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+    return home / "fedkd" / f"run-{run_id}" / "server.yaml"
 
 
 def load(kind: type[M], path: Path | None, overrides: Sequence[str] = ()) -> M:

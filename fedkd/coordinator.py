@@ -22,6 +22,9 @@ from fedkd.wire import Agreement, Answers, Offer, Plan, Rows, changed, labels_di
 MAX_VOTES = 100
 """One client's votes a query, at the most."""
 
+CENTRAL = {"mean": 0, "sum": 1, "votes": 1, "confident_votes": 2}
+"""How many noises the aggregator adds; clients that answer for a mean add their own."""
+
 NOISE_PER_CLIENT = 100
 """Standard deviation of a demanded noise, in votes a client, above which a client is left out."""
 
@@ -97,7 +100,6 @@ class Coordinator:
     def offer(self, client: str) -> Offer:
         """The whole run, as this client is asked to agree to it."""
         t = self.terms
-        confident = self._config.aggregation.threshold is not None
         return Offer(
             run=t.run,
             server=t.server,
@@ -107,23 +109,30 @@ class Coordinator:
             queries=self._queries,
             rounds=self._config.rounds,
             codec=self._config.codec,
-            aggregate="confident_votes" if confident else self._config.aggregation.kind,
+            aggregate=self._aggregate,
             clients=t.clients,
             seen=self.state.heads.get(client, ""),
         )
 
+    @property
+    def _aggregate(self) -> str:
+        confident = self._config.aggregation.threshold is not None
+        return "confident_votes" if confident else self._config.aggregation.kind
+
     def agreed(self, agreement: Agreement, client: str) -> None:
         """Take note of what a client's contract demands. Raises WireError unless it is this client's, for this run, and
-        its noise leaves something to learn from."""
+        its noise is what the rule adds, and leaves something to learn from."""
         if (agreement.run, agreement.client) != (self.terms.run, client):
             raise WireError("an agreement to another run, or of another client")
         if not 1 <= agreement.shards <= MAX_VOTES:
             raise WireError(f"an agreement with {agreement.shards} votes")
-        demand = Demand(tuple(int(v) for v in agreement.variances), agreement.shards, agreement.noise)
-        if max(demand.variances, default=0) > (NOISE_PER_CLIENT * self.terms.clients) ** 2:
+        variances, needed = tuple(int(v) for v in agreement.variances), CENTRAL[self._aggregate]
+        if needed and len(variances) != needed:
+            raise WireError(f"a contract that asks for {len(variances)} noises where {needed} are added")
+        if max(variances, default=0) > (NOISE_PER_CLIENT * self.terms.clients) ** 2:
             raise WireError("a contract that asks for so much noise that nothing would be left of the answers")
-        self._demands[client] = demand
-        self._take_head(client, agreement.head)
+        self._demands[client] = Demand(variances[:needed], agreement.shards, agreement.noise)
+        self.take_head(client, agreement.head)
 
     def plan(self, client: str, *, answer: bool = True, whole: bool = False) -> Plan:
         """The next round as this client needs to hear it: only soft labels that it does not hold (or all)."""
@@ -175,14 +184,15 @@ class Coordinator:
 
     def fold(self, acc: Any, answers: Answers) -> Any:
         """Add one client's answers, which have been checked."""
-        self._take_head(answers.client, answers.head)
+        self.take_head(answers.client, answers.head)
         return self._rule.fold(acc, answers.client, answers.rows.rows)
 
-    def _take_head(self, client: str, head: str) -> None:
-        """Keep the newest; a retry brings the head of its own time. Only the client itself can tell it from a false
-        one, and is the only one that a false one harms."""
-        counters = [int(one.split(".")[0]) for one in (self.state.heads.get(client, ""), head) if one]
-        if head and counters[-1] >= max(counters):
+    def take_head(self, client: str, head: str) -> None:
+        """Keep the newest; a retry brings the head of its own time, and of two that are equally new the second would
+        hide that the client was set back. Only the client itself can tell a true one from a false one, and is the only
+        one that a false one harms."""
+        old, new = (int(one.partition(".")[0] or 0) for one in (self.state.heads.get(client, ""), head))
+        if new > old:
             self.state.heads[client] = head
 
     def holds(self, client: str) -> None:

@@ -1,4 +1,4 @@
-"""Everything the core needs from Flower: exchanges over a Grid, an in-process Grid, and Flower's own processes.
+"""Everything the core needs from Flower: exchanges over a Grid, and a Grid within this process.
 
 Flower changes often and some of what is needed here is private to it, so the core touches it in this one module.
 A payload crosses Flower as ONE opaque block of bytes: whatever else a message could carry (metrics, configs, extra
@@ -8,32 +8,28 @@ the relay loads it in a new process for every message.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import ipaddress
 import logging
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER as NODE_KEY_HEADER
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedkd.errors import WireError
+
+__all__ = [
+    "NODE_KEY_HEADER", "Failure", "FailureCode", "LocalGrid", "exchange", "failure_reply", "is_simulation",
+    "lifetime_of", "node_ids", "payload_of", "reply_with",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -131,6 +127,13 @@ def node_ids(grid: Grid, minimum: int, timeout: float) -> list[int]:
         if len(nodes) >= minimum or remaining <= 0:
             return nodes
         time.sleep(min(_POLL_SECONDS, remaining))
+
+
+def is_simulation(grid: Grid) -> bool:
+    """Whether the nodes are Flower's simulated ones, on this machine."""
+    from flwr.superlink.grid import InMemoryGrid  # brings a database, which the relay can do without
+
+    return isinstance(grid, InMemoryGrid)
 
 
 def _instruction(node: int, action: str, payload: bytes, timeout: float | None) -> Message:
@@ -348,170 +351,3 @@ def _claim_task_identity() -> None:
         TaskIdentity.run_id  # noqa: B018 - the property raises while there is no identity
     except RuntimeError:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, 1
-
-
-# -- Flower's own processes --------------------------------------------------------------------------------------------
-
-_LOG_LIMIT = 10_000_000
-_WATCH_SECONDS = 0.2
-
-
-def environment(home: Path, inherited: Collection[str] | None = None) -> dict[str, str]:
-    """Environment for Flower's commands: offline and silent, with a home of their own instead of the user's.
-
-    ``inherited`` names the variables to pass on from this process; None passes on all. Flower finds its helper
-    commands through PATH, and its HTTP client would send loopback traffic to a proxy.
-    """
-    ours = {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "PYTHONUNBUFFERED": "1",
-    }
-    for name in ("NO_PROXY", "no_proxy"):
-        ours[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost", "::1"]))
-    passed_on = {name: value for name, value in os.environ.items() if inherited is None or name in inherited}
-    return {**passed_on, **ours}
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def is_loopback(address: str) -> bool:
-    """Whether ``host:port`` stays on this machine, judged without asking a name server."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-@contextlib.contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """Turn SIGTERM, and the loss of the terminal, into KeyboardInterrupt: one ``finally`` then stops the children.
-
-    For the main thread alone, as signal handlers are.
-    """
-
-    def interrupt(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-class Service:
-    """A command that is kept running in a process group of its own until it is stopped.
-
-    ``command`` is asked anew at each start, so that a port taken in the meantime can be left. Restarts wait 1, 2, 4,
-    ... ``longest_pause`` seconds; a process that has lived that long starts again without delay.
-    """
-
-    def __init__(
-        self, name: str, command: Callable[[], Sequence[str]], env: Mapping[str, str], log: Path,
-        longest_pause: float = 30.0,
-    ) -> None:  # fmt: skip
-        self.name, self.log = name, log
-        self._command, self._env, self._longest_pause = command, dict(env), longest_pause
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._keep_running, name=name, daemon=True)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
-
-    @property
-    def pid(self) -> int | None:
-        """Process id, which is also the process group's; None while it is not running."""
-        process = self._process
-        return None if process is None or has_ended(process) else process.pid
-
-    def start(self) -> None:
-        """Start the process, and the thread that watches over it."""
-        self._launch()
-        atexit.register(self.stop)
-        self._thread.start()
-
-    def stop(self, grace: float = 10.0) -> None:
-        """Stop the process and everything it started, killing after ``grace`` seconds what is left. Idempotent."""
-        self._stopping.set()
-        with self._lock:
-            if self._process is not None:
-                stop_group(self._process, grace)
-        atexit.unregister(self.stop)  # only now: an impatient second Ctrl-C leaves the rest to the interpreter's exit
-
-    def _launch(self) -> None:
-        with self._lock:
-            if self._stopping.is_set():
-                return
-            self._process = spawn(self._command(), self._env, self.log)
-
-    def _keep_running(self) -> None:
-        pause = 1.0
-        while (process := self._process) is not None:
-            born = time.monotonic()
-            while not has_ended(process):
-                time.sleep(_WATCH_SECONDS)
-            with self._lock:
-                stop_group(process, grace=0.0)
-            if self._stopping.is_set():
-                return
-            pause = 1.0 if time.monotonic() - born > self._longest_pause else pause
-            _log.warning(
-                "%s ended with code %d; starting it again in %.0f s, see %s",
-                *(self.name, process.returncode, pause, self.log),
-            )
-            if self._stopping.wait(pause):
-                return
-            pause = min(2 * pause, self._longest_pause)
-            self._launch()
-
-
-def spawn(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start ``command`` as leader of a new process group, with its output appended to ``log``."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    if log.exists() and log.stat().st_size > _LOG_LIMIT:
-        log.replace(log.with_suffix(log.suffix + ".1"))
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            list(command), env=dict(env), cwd=log.parent, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-
-
-def stop_group(leader: subprocess.Popen[Any], grace: float) -> None:
-    """End the process group of ``leader``: ask first, and kill it when the leader has gone, or after ``grace`` seconds.
-
-    The leader is reaped last: until then the system gives its number, which is the group's, to no other process.
-    """
-    _signal_group(leader, signal.SIGTERM)
-    deadline = time.monotonic() + grace
-    while not has_ended(leader) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    _signal_group(leader, signal.SIGKILL)
-    leader.wait()
-
-
-def has_ended(process: subprocess.Popen[Any]) -> bool:
-    """Whether the process is over, without reaping it."""
-    if process.returncode is not None:
-        return True
-    try:
-        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
-    except ChildProcessError:
-        return True
-
-
-def _signal_group(leader: subprocess.Popen[Any], number: int) -> None:
-    if leader.returncode is None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(leader.pid, number)

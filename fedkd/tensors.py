@@ -50,6 +50,15 @@ def unpack(data: bytes) -> tuple[Arrays, dict[str, Any]]:
     return arrays, meta
 
 
+def unpack_plain(data: bytes) -> Arrays:
+    """Arrays by name of a safetensors blob without a description, as other tools write it. Raises DataError."""
+    try:
+        return dict(load(data))
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        fix = "convert it: pickles are not read"
+        raise DataError(f"not a safetensors file ({type(error).__name__})", fix=fix) from None
+
+
 def below(prefix: str, content: Arrays) -> Arrays:
     """The arrays whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): array for name, array in content.items() if name.startswith(prefix)}

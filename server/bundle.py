@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fedkd.errors import ConfigError
-from fedkd.flower import environment
+from fedkd.processes import environment
 
 PACKAGES = ("fedkd", "server", "client", "simulations")
 _PROJECT_FILES = ("pyproject.toml", "LICENSE")

@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
+from fedkd import logs
 from fedkd.config import ServerConfig, load
-from fedkd.errors import FedkdError
+from fedkd.errors import ConfigError, FedkdError
 from server import supervise
 
+_log = logging.getLogger(__name__)
 
-def run(path: Path) -> None:
+
+def run(path: Path, log: logs.Form = "text") -> None:
     """Run one federation to its end. Raises FedkdError when it fails; run it again to resume."""
+    logs.configure(log, sys.stdout)
     config = load(ServerConfig, path)
     out = path.resolve().parent / config.out
-    processes = supervise.ServerProcesses(home=out / "flower", app_config=path.resolve(), address=config.address)
-    print(f"server on {config.address}, waiting for {config.clients} clients", flush=True)
-    status = supervise.run(processes, on_line=lambda line: print(line, flush=True))
+    where = config.address if config.superlink is None else f"the SuperLink at {config.superlink}"
+    _log.info("server on %s, waiting for %d clients", where, config.clients)
+    status = supervise.run(_processes(config, path, out / "flower"), on_line=_log.info)
     if status != supervise.COMPLETED:
         raise FedkdError(
             f"the run ended as {status}",
             where=str(out),
             fix="the lines above say why; the same command goes on from the last checkpoint",
         )
-    print(f"done: {out / 'teacher.safetensors'}, {out / 'metrics.jsonl'}", flush=True)
+    _log.info("done: %s, %s", out / "teacher.safetensors", out / "metrics.jsonl")
+
+
+def _processes(config: ServerConfig, path: Path, home: Path) -> supervise.ServerProcesses | supervise.Attached:
+    if config.superlink is None:
+        return supervise.ServerProcesses(home, path.resolve(), config.address, _identity(config, path))
+    authority = path.resolve().parent / config.superlink_ca if config.superlink_ca else None
+    return supervise.Attached(home, path.resolve(), config.superlink, authority)
+
+
+def _identity(config: ServerConfig, path: Path) -> supervise.Identity | None:
+    if (config.tls is None) != (config.nodes is None):
+        raise ConfigError(
+            "'tls' and 'nodes' need each other: relays prove who they are over an encrypted connection only",
+            where=str(path),
+            fix="give both ('fedkd certs' makes them), or neither on 127.0.0.1",
+        )
+    if config.tls is None or config.nodes is None:
+        return None
+    base = path.resolve().parent
+    return supervise.Identity(base / config.tls.certificate, base / config.tls.key, base / config.nodes)
 
 
 def main() -> int:

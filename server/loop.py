@@ -24,6 +24,7 @@ from fedkd.distill.trainer import Labelled, accuracy
 from fedkd.errors import ClientFailure, FedkdError, WireError
 from fedkd.flower import Failure, exchange, node_ids
 from fedkd.wire import Agreement, Answers, Code, Hello, Learned, Plan, Refusal
+from server import nodes
 from server.run import Heads, Row, RunDirectory
 
 Tell = Callable[[str], None]
@@ -46,6 +47,7 @@ class Setting:
     heads: Callable[[], Mapping[str, str]] = dict  # of the clients' ledgers, as earlier runs have seen them
     keep_heads: Callable[[Mapping[str, str]], None] = lambda heads: None
     code: Path = field(default_factory=Path.cwd)  # where a user's own teacher is looked for
+    registered: Mapping[int, str] = field(default_factory=dict)  # node -> the client whose key the relay has shown
 
 
 @dataclass
@@ -80,7 +82,8 @@ class Loop:
             arrays, meta = saved
             self._coordinator = Coordinator.restore(config, terms, self._teacher, arrays, meta)
             self._rows, self._traffic = list(meta["rows"]), dict(meta["traffic"])
-        self._coordinator.state.heads = {**setting.heads(), **self._coordinator.state.heads}
+        for client, head in setting.heads().items():
+            self._coordinator.take_head(client, head)
 
     @property
     def teacher(self) -> Model:
@@ -123,6 +126,7 @@ class Loop:
             for client, answers in sorted(self._ask(waiting, tally).items()):
                 acc = self._coordinator.fold(acc, answers)
                 tally.answered.add(client)
+            self._setting.keep_heads(self._coordinator.state.heads)  # at once: a round that fails has been charged too
             if len(tally.answered) >= self._quorum:
                 break
             self._setting.tell(self._shortage(tally, attempt))
@@ -218,6 +222,10 @@ class Loop:
             return
         if client in self._nodes.values():
             tally.failed[f"node {node}"] = f"says it is {client}, who is already here"
+            return
+        owner = self._setting.registered.get(node, client)
+        if client != owner:
+            tally.failed[f"node {node}"] = f"says it is {client}, with the node key of {owner}"
             return
         self._nodes[node] = client
 
@@ -331,7 +339,7 @@ def serve(grid: Grid, config_path: str) -> None:
     path = Path(config_path)
     config = load(ServerConfig, path)
     base = path.resolve().parent
-    view = ProxyView.load(base / config.proxy)
+    view = ProxyView.load(base / config.proxy, base / config.code)
     run = RunDirectory(base / config.out)
     heads = Heads(base / config.heads)
     setting = Setting(
@@ -344,6 +352,7 @@ def serve(grid: Grid, config_path: str) -> None:
         heads=heads.load,
         keep_heads=heads.save,
         code=base / config.code,
+        registered=nodes.names(base / config.out / "flower") if config.nodes else {},
     )
     try:
         Loop(grid, setting, view, run, test_examples(config, base, view.proxy)).run()

@@ -21,7 +21,7 @@ BATCH = 256
 
 def central_accuracy(scenario: Scenario, out: Path, base: Path) -> float:
     """Test accuracy of the teacher's architecture, trained on all private data in one place."""
-    view = ProxyView.load(out / "proxy.safetensors")
+    view = ProxyView.load(out / "proxy.safetensors", base)
     seed = derive(scenario.seed, "central")
     model = Model.fresh(scenario.teacher, view, seed, base)
     private, test = private_examples(out, scenario), sources.load(Data(source="npz", path="test.npz"), out)[0]

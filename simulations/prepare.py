@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 
 from fedkd import __version__, config
-from fedkd.config import ClientConfig, Data, Policy, Scenario, ServerConfig
+from fedkd.config import Architecture, ClientConfig, Data, Policy, Scenario, ServerConfig
 from fedkd.data import proxy, sources
 from fedkd.data.sources import Examples, as_float
 from fedkd.distill import features
 from fedkd.errors import ConfigError, FedkdError
 from fedkd.state import write_atomic, write_json
-from fedkd.tensors import canonical, digest
+from fedkd.tensors import canonical, digest, unpack_plain
 from server.run import RunDirectory
 from simulations.split import Split, client_names, cut, deal
 
@@ -49,7 +49,7 @@ def prepare(scenario: Scenario, out: Path, base: Path, noise: Literal["os", "sim
         )
     split = cut(scenario, base)
     parts = deal(scenario, split.private)
-    public = _pack(scenario, split)
+    public = _pack(scenario, split, base)
     public.save(out / "proxy.safetensors")
     _write_examples(out / "tune.npz", split.tune)
     _write_examples(out / "test.npz", split.test)
@@ -74,14 +74,18 @@ def private_examples(out: Path, scenario: Scenario) -> Examples:
 
 def build_proxy(scenario: Scenario, base: Path) -> proxy.ProxySet:
     """Only the proxy set of a scenario. Raises DataError."""
-    return _pack(scenario, cut(scenario, base))
+    return _pack(scenario, cut(scenario, base), base)
 
 
-def _pack(scenario: Scenario, split: Split) -> proxy.ProxySet:
-    public = split.proxy
+def _pack(scenario: Scenario, split: Split, base: Path) -> proxy.ProxySet:
+    public, chosen = split.proxy, scenario.features
     try:
         fitted = features.fit_features(
-            scenario.features.kind, as_float(public.x), components=scenario.features.components
+            chosen.kind,
+            as_float(public.x),
+            components=chosen.components,
+            base=base,
+            weights=None if chosen.weights is None else unpack_plain((base / chosen.weights).read_bytes()),
         )
     except FedkdError as error:
         raise error.at("keys features.kind and features.components") from None
@@ -109,6 +113,7 @@ def _write_client(
     noise: Literal["os", "simulation"],
 ) -> None:
     folder = out / "clients" / name
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     privacy, student = scenario.privacy, scenario.students[index % len(scenario.students)]
     policy = Policy(
         **{
@@ -126,13 +131,19 @@ def _write_client(
         data=Data(source="npz", path="data.npz"),
         proxy="../../proxy.safetensors",
         student=student,
-        code=str(base.resolve()) if ":" in student.kind else ".",
+        code=_code(scenario, student, base),
         training=scenario.training,
         seed=scenario.seed,
     )
     write_atomic(folder / "policy.yaml", config.dump(policy).encode())
     write_atomic(folder / "client.yaml", config.dump(client).encode())
     _write_examples(folder / "data.npz", part)
+
+
+def _code(scenario: Scenario, network: Architecture, base: Path) -> str:
+    """The scenario's folder, where something of the user's own is looked for in it."""
+    own = ":" in network.kind or ":" in scenario.features.kind or network.init != "random"
+    return str(base.resolve()) if own else "."
 
 
 def _write_server(scenario: Scenario, out: Path, base: Path) -> None:
@@ -143,7 +154,7 @@ def _write_server(scenario: Scenario, out: Path, base: Path) -> None:
         proxy="proxy.safetensors",
         clients=scenario.clients,
         out="server",
-        code=str(base.resolve()) if ":" in scenario.teacher.kind else ".",
+        code=_code(scenario, scenario.teacher, base),
         test=Data(source="npz", path="test.npz"),
     )
     write_atomic(out / "server.yaml", config.dump(server).encode())
@@ -157,9 +168,12 @@ def _write_examples(path: Path, examples: Examples) -> None:
 
 
 def _versions(scenario: Scenario) -> dict[str, Any]:
+    networks = {"teacher": scenario.teacher, **{f"students[{i}]": s for i, s in enumerate(scenario.students)}}
+    starts = {name: network.init_hash for name, network in networks.items() if network.init_hash}
     return {
         "config": config_hash(scenario),
         "fedkd": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
+        **({"public_weights": starts} if starts else {}),
     }

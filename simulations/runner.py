@@ -72,7 +72,7 @@ class Simulation:
 
     def _federate(self, engine: Engine) -> Loop | None:
         run = RunDirectory(self._out / "server")
-        view = ProxyView.load(self._out / "proxy.safetensors")
+        view = ProxyView.load(self._out / "proxy.safetensors", self._options.base)
         test = sources.load(Data(source="npz", path="test.npz"), self._out)[0]
         setting = Setting(
             config=self._scenario,
@@ -180,7 +180,10 @@ class Simulation:
 
     def _write_report(self, exports: Mapping[str, Any]) -> None:
         report = budget_report(
-            exports, provenance=collect.provenance([self._out]), config_hash=config_hash(self._scenario)
+            exports,
+            provenance=collect.provenance([self._out]),
+            config_hash=config_hash(self._scenario),
+            public_weights=collect.public_weights([self._out]),
         )
         forms: dict[str, Form] = {"report.txt": "text", "report.json": "json", "report.html": "html"}
         for name, form in forms.items():

@@ -13,7 +13,7 @@ from fedkd.privacy.limits import Limits
 from fedkd.wire import Agreement, Answers, Offer, Released
 
 HASH = "ab" * 32
-HEAD = f"7.{HASH}.{'cd' * 64}"
+HEAD = f"7.3.{HASH}.{'cd' * 64}"
 
 
 def offer(**changes: Any) -> Offer:

@@ -21,10 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+AUDITS = ("tests/property/test_audit.py", "tests/golden/test_audit.py", "tests/unit/test_audit_report.py")
 PURE = ("tests/unit/test_discrete.py", "tests/property/test_integers.py", "tests/property/test_sum.py")
+REPORTS = tuple(f"tests/unit/test_{name}.py" for name in ("budget_report", "report_forms", "planning"))
 COPIED = (
-    *("fedkd", "client", "server", "simulations", "tests/guards", "tests/distill", "pyproject.toml"),
+    *("fedkd", "client", "server", "simulations", "tests/guards", "tests/distill", "tests/data", "pyproject.toml"),
     *("tests/__init__.py", "tests/builders.py", "tests/conftest.py", "tests/golden/test_pate.py", *PURE),
+    "tests/unit/test_coordinator.py",
+    *("tests/exports.py", *AUDITS, *REPORTS),
     *("tests/device", "tests/continual", "tests/journeys/conftest.py"),
 )
 SLOW_IMPORTS = (
@@ -36,9 +40,14 @@ SLOW_IMPORTS = (
     "hypothesis",
     "pydantic",
 )
-STREAM, LIVE = "tests/continual/test_stream.py", "tests/continual/test_live.py"
+ENCODING, TABLES, IMAGES = (f"tests/data/test_{name}.py" for name in ("encoding", "tables", "images"))
+CHECKPOINT, BACKBONE = (f"tests/distill/test_{name}.py" for name in ("checkpoint", "backbone"))
+SGD, LEDGER, RELEASE, CHAINED, COSTED, POLICY, WRITERS = (
+    f"tests/guards/test_{name}.py"
+    for name in ("dp_sgd", "ledger", "release", "chain", "costs", "policy", "two_writers")
+)
+LIVE = "tests/continual/test_live.py"
 EXPORT, VERSIONS = "tests/device/test_export.py", "tests/device/test_versions.py"
-SGD, LEDGER, RELEASE = (f"tests/guards/test_{name}.py" for name in ("dp_sgd", "ledger", "release"))
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,12 @@ def _m(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 DP_SGD, NOISE, TRAINER = "fedkd/privacy/dp_sgd.py", "fedkd/privacy/noise.py", "fedkd/distill/trainer.py"
 DISCRETE, INTEGERS, SUM, VOTES = (*PURE, "tests/golden/test_pate.py")
 BOOK, WIRE, AGENT = "fedkd/privacy/ledger.py", "fedkd/wire.py", "client/agent.py"
-CHAIN = "fedkd/privacy/chain.py"
+MECHANISM, CONTRACT, COSTS, LIMITS = (
+    f"fedkd/privacy/{name}.py" for name in ("mechanisms", "contract", "costs", "limits")
+)
+CHAIN, VERIFY, READING, ROLLBACK = (
+    f"fedkd/privacy/{name}.py" for name in ("chain", "verification", "reading", "rollback")
+)
 
 SENSITIVITY = "test_one_example_changes_the_sum_by_at_most_the_clip"
 CLIPPED = "test_both_clippers_sum_each_example_scaled_down_to_the_clip"
@@ -82,6 +96,16 @@ CRASH = "test_a_crash_costs_nothing_more_and_gives_the_identical_bytes"
 ERASED = "test_the_key_is_erased_at_commit"
 EDITED = "test_every_edit_of_an_entry_is_detected"
 APPEND_ONLY = "test_the_ledger_is_append_only"
+FORGED = "test_entries_and_tables_cannot_be_taken_out_moved_or_forged"
+SEEN = "test_an_older_copy_of_the_whole_state_is_found_out_by_what_the_server_has_seen"
+FOREIGN = "test_a_head_that_is_not_of_this_branch_says_nothing_about_it"
+FORK = "test_two_devices_that_continue_one_ledger_are_found_out_and_cannot_be_recovered"
+RECOVERED = "test_recovery_charges_what_the_head_file_shows_to_be_missing"
+REPLACED = "test_a_replaced_clients_answers_move_by_the_root_of_twice_the_queries_times_the_grid"
+ANSWERED = "test_answers_carry_noise_of_the_contracts_variance"
+LOST_ROUND = "test_a_lost_round_is_charged_for_all_that_it_may_have_been"
+OFFERS = "test_whatever_the_private_data_offers_are_refused_with_the_same_words"
+PLANS = "test_whatever_the_private_data_plans_that_ask_for_something_else_are_refused"
 ONE_CODE = "test_after_the_charge_every_failure_has_the_same_bytes"
 SCHEMA = "test_a_message_has_these_fields_and_no_others"
 DROPPED = "test_private_records_of_the_proxy_set_are_dropped_one_by_one"
@@ -108,7 +132,7 @@ MUTANTS = (
     _m("public gradient through the hooks", DP_SGD, "        self._wrapped.disable_hooks()\n", "", SGD, "test_a_public_loss_may_use_the_network_twice"),
     _m("public gradient before the noise", DP_SGD, "            p.grad.div_(self._nominal_batch)\n            if gradient is not None:\n                p.grad.add_(gradient)\n", "            if gradient is not None:\n                p.grad.add_(gradient)\n            p.grad.div_(self._nominal_batch)\n", SGD, PUBLIC),
     _m("gradients past their layer allowed", "fedkd/privacy/architecture.py", "if parameter.grad is None or _same(total, {name: parameter.grad}) is not None:", "if False:", "tests/distill/test_students.py", "test_a_parameter_that_is_also_used_past_its_layer_is_refused"),
-    _m("ghost clipping of a user's code", DP_SGD, "return known and all(", "return all(", "tests/distill/test_students.py", "test_a_users_own_code_is_clipped_with_hooks"),
+    _m("ghost clipping of a user's code", DP_SGD, "return known and _used_once", "return _used_once", "tests/distill/test_students.py", "test_a_users_own_code_is_clipped_with_hooks"),
     _m("step of a microbatch not put off", DP_SGD, "signal_skip_step(do_skip=True)", "signal_skip_step(do_skip=False)", SGD, CLIPPED),
     _m("microbatches clipped as one", DP_SGD, "            self.optimiser.zero_grad()\n            self._backward(loss(self._wrapped(x), y))\n", "            self.optimiser.zero_grad()\n            self._backward(loss(self._wrapped(x), y) * len(x))\n", SGD, CLIPPED),
     _m("Gram matrices of sequences", DP_SGD, "    if backprops.dim() == 2:\n", "    if True:\n", SGD, "test_a_sequence_whose_terms_cancel_is_clipped_too"),
@@ -145,9 +169,49 @@ MUTANTS = (
     _m("a client summed twice", "fedkd/aggregate/sum.py", "if client not in total.missing:", "if False:", SUM, "test_a_client_counts_once_and_only_if_it_is_on_the_roster"),
     _m("sum centred before its noise", "fedkd/aggregate/sum.py", "_centred((total.residues + noise.discrete_gaussian(total.residues.shape, variance)) % MODULUS)", "exact(total) + noise.discrete_gaussian(total.residues.shape, variance)", SUM, "test_noise_wraps_with_the_sum_it_is_added_to"),
     _m("sum without its noise", "fedkd/aggregate/sum.py", "(total.residues + noise.discrete_gaussian(total.residues.shape, variance))", "(total.residues.astype(np.int64))", SUM, "test_the_sum_is_the_sum_and_its_noise_is_that_of_one_draw"),
-    _m("a moved vote charged as one change", "fedkd/privacy/pate.py", 'return 2 if adjacency == "replace" else 1', "return 1", VOTES, "test_every_event_is_a_gaussian_with_its_own_sensitivity"),
-    _m("threshold test not charged", "fedkd/privacy/pate.py", "    if test_variance is not None:\n        steps.insert", "    if False:\n        steps.insert", VOTES, "test_what_votes_cost_whatever_they_are"),
-    _m("discrete noise charged at its own variance", "fedkd/privacy/discrete.py", "math.sqrt((variance - SMOOTHING) / squared_sensitivity)", "math.sqrt(variance / squared_sensitivity)", VOTES, "test_a_variance_is_never_charged_as_more_noise_than_it_is"),
+    _m("a moved vote charged as one change", "fedkd/privacy/costs.py", "Part(1 / math.sqrt(2), 1.0, q, 2)", "Part(1.0, 1.0, q, 1)", VOTES, "test_what_votes_cost_whatever_they_are"),
+    _m("threshold test not charged", "fedkd/privacy/costs.py", 'if aggregate == "confident_votes" else ()', "if False else ()", VOTES, "test_a_query_is_charged_for_its_test_and_for_its_answer"),
+    _m("a moved vote noised as one change", "fedkd/privacy/costs.py", "Part(1 / math.sqrt(2), 1.0, q, 2)", "Part(1 / math.sqrt(2), 1.0, q, 1)", VOTES, "test_votes_carry_the_noise_they_are_charged_for"),
+    _m("discrete noise charged at its own variance", "fedkd/privacy/discrete.py", "* squared_sensitivity) + SMOOTHING", "* squared_sensitivity)", DISCRETE, "test_the_variance_is_the_smallest_that_may_be_charged_so"),
+    # -- what released integers cost
+    _m("root of the queries forgotten in a sum", COSTS, "(Part(1.0, 1.0, 1, q),)", "(Part(1.0, 1.0, 1, 1),)", COSTED, "test_a_client_that_comes_or_goes_changes_a_sum_by_the_root_of_the_queries"),
+    _m("root of the queries forgotten in answers", COSTS, "(Part(1.0, 1.0, 1, 2 * q * GRID**2),)", "(Part(1.0, 1.0, 1, 2 * GRID**2),)", COSTED, REPLACED),
+    _m("root of two forgotten in answers", COSTS, "(Part(1.0, 1.0, 1, 2 * q * GRID**2),)", "(Part(1.0, 1.0, 1, q * GRID**2),)", COSTED, REPLACED),
+    _m("grid forgotten in answers", COSTS, "(Part(1.0, 1.0, 1, 2 * q * GRID**2),)", "(Part(1.0, 1.0, 1, 2 * q),)", COSTED, REPLACED),
+    _m("root of two forgotten in votes", COSTS, "Part(1 / math.sqrt(2), 1.0, q, 2)", "Part(1 / math.sqrt(2), 1.0, q, 1)", COSTED, "test_a_moved_vote_changes_two_counts_and_the_largest_by_one"),
+    _m("votes charged as one query", COSTS, "Part(1 / math.sqrt(2), 1.0, q, 2)", "Part(1 / math.sqrt(2), 1.0, 1, 2)", COSTED, "test_a_moved_vote_changes_two_counts_and_the_largest_by_one"),
+    _m("root of two forgotten for replaced clients", "fedkd/privacy/units.py", "REPLACED = math.sqrt(2)", "REPLACED = 1.0", COSTED, "test_a_summed_client_that_is_replaced_moves_by_root_two_as_much"),
+    _m("integers of any size released", MECHANISM, "return Bounded(on_grid(simplex(_only(rows)), GRID), ", "return Bounded(on_grid(simplex(_only(rows)), 2 * GRID), ", COSTED, REPLACED),
+    _m("several votes for one", MECHANISM, "votes = np.sum([one_hot(_finite(student)) for student in rows], axis=0)", "votes = 2 * np.sum([one_hot(_finite(student)) for student in rows], axis=0)", COSTED, "test_a_client_that_comes_or_goes_changes_a_sum_by_the_root_of_the_queries"),
+    _m("answers without their noise", MECHANISM, "noised = bounded.rows + noise", "noised = bounded.rows + 0 * noise", COSTED, ANSWERED),
+    _m("answers with less noise than agreed", MECHANISM, "noise.discrete_gaussian(bounded.rows.shape, variance)", "noise.discrete_gaussian(bounded.rows.shape, max(1, variance // 2))", COSTED, ANSWERED),
+    _m("a sum with less noise than agreed", "fedkd/aggregate/counts.py", "modular.finish(acc, central.noise, variance)", "modular.finish(acc, central.noise, 1)", COSTED, "test_the_aggregator_adds_the_contracts_noise_to_a_sum"),
+    _m("noises of votes swapped", "fedkd/aggregate/counts.py", "confident_gnmax(tally, central.noise, least, *central.variances)", "confident_gnmax(tally, central.noise, least, *central.variances[::-1])", COSTED, "test_the_aggregator_adds_the_contracts_noises_to_votes"),
+    _m("a lost round charged as the first mechanism", COSTS, "for mechanism in mechanisms]", "for mechanism in mechanisms[:1]]", COSTED, LOST_ROUND),
+    _m("a lost round charged at any noise", COSTS, "cost.events(cost.loud(policy.min_noise))", "cost.events(9.0)", COSTED, LOST_ROUND),
+    _m("noise of the most demanding client forgotten", "fedkd/coordinator.py", "tuple(max(column) for column", "tuple(min(column) for column", "tests/unit/test_coordinator.py", "test_a_round_has_the_noise_of_its_most_demanding_client"),
+    _m("agreements to fewer noises than the rule adds", "fedkd/coordinator.py", "if needed and len(variances) != needed:", "if False:", "tests/unit/test_coordinator.py", "test_an_agreement_must_ask_for_the_noises_that_the_rule_adds"),
+    # -- the policy
+    _m("more answers than the policy allows", CONTRACT, "most = offer.examples if policy.max_answers is None else min(policy.max_answers, offer.examples)", "most = offer.examples", POLICY, OFFERS),
+    _m("more answers than there are examples", CONTRACT, "if not 1 <= offer.queries <= most:", "if not 1 <= offer.queries:", POLICY, OFFERS),
+    _m("any aggregate for any mechanism", CONTRACT, "    if not fitting:\n        raise Refused(Code.MECHANISM)\n", "    fitting = fitting or [policy.mechanism]\n", POLICY, OFFERS),
+    _m("a sum of few", CONTRACT, 'if fitting[0] == "sum" and offer.clients < FEWEST_IN_A_SUM:', "if False:", POLICY, OFFERS),
+    _m("a run of any length", CONTRACT, "if not 1 <= offer.rounds <= policy.max_rounds:", "if not 1 <= offer.rounds:", POLICY, OFFERS),
+    _m("a plan of any number of answers", CONTRACT, "    if not _asks(plan, contract):\n", "    if False:\n", POLICY, PLANS),
+    _m("one example asked twice", CONTRACT, "(plan.asked[1:] > plan.asked[:-1]).all()", "(plan.asked[1:] >= plan.asked[:-1]).all()", POLICY, PLANS),
+    _m("less noise than the policy's least", CONTRACT, "    return max([*found, cost.loud(least)])", "    return max(found)", POLICY, "test_there_is_never_less_than_the_least_noise"),
+    _m("the least noise of the louder part alone", COSTS, "smallest = min(scale for", "smallest = max(scale for", POLICY, "test_there_is_never_less_than_the_least_noise"),
+    _m("a limit for the client forgotten", LIMITS, 'found += [("client", self.client, list(events))] if self.client is not None else []', "found += []", POLICY, "test_a_limit_for_the_client_leaves_no_room_for_what_bounds_nothing_of_the_kind"),
+    _m("a limit for all blocks forgotten", LIMITS, 'return found + ([("example", self.lifetime, list(events))] if self.lifetime is not None else [])', "return found", POLICY, "test_each_block_has_the_limit_for_itself_and_all_together_the_lifetimes"),
+    _m("a limit for one block forgotten", LIMITS, "touched = list(blocks.values()) if block == ALL else [blocks[block]]", "touched = list(blocks.values())[:1]", POLICY, "test_each_block_has_the_limit_for_itself_and_all_together_the_lifetimes"),
+    _m("every mechanism confined to a block", "fedkd/privacy/blocks.py", 'local = event.mechanism == "dp_sgd" and event.unit == "example" and event.blocks', "local = event.blocks", POLICY, "test_an_event_that_is_not_dp_sgds_touches_all_blocks"),
+    _m("the block of an old configuration charged", BOOK, "events=tuple(replace(event, blocks=(block,)) for event in contract.events)", "events=contract.events", POLICY, "test_an_agent_charges_the_block_that_its_configuration_names_today"),
+    _m("an example's column for the client", "fedkd/privacy/units.py", 'return PrivacyEvent("none", 0.0, 1.0, event.steps, "client", kind, event.blocks)', 'return replace(event, unit="client", adjacency=kind, sample_rate=1.0)', POLICY, "test_after_dp_sgd_nothing_protects_the_whole_client_any_more"),
+    _m("answers leave when they are ready", AGENT, "        if due is not None:\n            self._sleep(", "        if False:\n            self._sleep(", POLICY, "test_an_answer_leaves_exactly_at_the_offset_however_long_it_took"),
+    _m("late answers leave at once", AGENT, "if due is not None and self._clock() > began + due:", "if False:", POLICY, "test_a_late_answer_is_kept_back_and_leaves_at_the_offset_of_the_next_request"),
+    _m("what cannot be written down leaves", AGENT, "        except OSError:\n            self._tell()\n            return wire.encode(Refusal(self.name, Code.FAILED))", "        except OSError:\n            return reply", POLICY, "test_what_cannot_be_written_down_does_not_leave"),
+    _m("DP-SGD goes on from bare weights", AGENT, 'contract.mechanism == "dp_sgd" and self.ledger.state("lineage") == BARE:', 'contract.mechanism == "none":', POLICY, "test_a_student_that_was_trained_without_noise_is_no_start_for_dp_sgd"),
+    _m("every lineage called private", AGENT, 'return "private" if contract.mechanism == "dp_sgd" else BARE', 'return "private"', POLICY, "test_a_student_that_was_trained_without_noise_is_no_start_for_dp_sgd"),
     # -- the schedule
     _m("sampling rate from the data", TRAINER, "noise.poisson(len(data.y), training.sample_rate)", "noise.poisson(len(data.y), min(1.0, 8 / max(1, len(data.y))))", SGD, SCHEDULE),
     _m("number of steps from the data", TRAINER, "for _ in range(training.steps):", "for _ in range(max(1, len(data.y))):", SGD, SCHEDULE),
@@ -159,20 +223,30 @@ MUTANTS = (
     _m("BatchNorm allowed", "fedkd/privacy/architecture.py", "if isinstance(layer, _BatchNorm):", "if False:", SGD, "test_batch_norm_is_refused_in_every_mode"),
     _m("layers not checked by the adapter", DP_SGD, "        check_layers(network)\n", "", SGD, "test_batch_norm_is_refused_in_every_mode"),
     _m("layers not checked at the agent's start", AGENT, "            check_private(self.learner.model.network)\n", "            pass\n", SGD, "test_an_agent_does_not_start_with_batch_norm"),
+    _m("recurrent layers clipped with ghost", DP_SGD, "    return known and _used_once(network) and all(", "    return all(", SGD, "test_ghost_clipping_is_for_networks_that_use_each_weight_once"),
+    _m("layers that share weights clipped with ghost", DP_SGD, "known and _used_once(network) and", "known and", SGD, "test_layers_that_share_weights_are_clipped_with_hooks"),
+    _m("students of two parts of the data teach one another", "client/learner.py", "earlier=targets_of(one.model.network,", "earlier=targets_of(self.model.network,", "tests/guards/test_shards.py", "test_a_record_is_seen_by_one_student_alone"),
+    # -- what is taken as public
+    _m("starting weights not compared with their hash", "fedkd/distill/checkpoint.py", "if digest(data) != expected:", "if False:", CHECKPOINT, "test_another_file_is_refused_and_its_hash_is_told"),
+    _m("starting weights learned on other features", "fedkd/distill/checkpoint.py", 'if network.takes == "features" and not _same_features(features, meta, weights):', "if False:", CHECKPOINT, "test_weights_of_another_network_are_refused"),
+    _m("a backbone's code not compared with its hash", "fedkd/distill/backbone.py", "if expected not in (None, found):", "if False:", BACKBONE, "test_without_its_file_or_with_another_one_nothing_is_imported"),
+    _m("a backbone's code looked for everywhere", "fedkd/distill/backbone.py", "    if path is None:\n", '    if path is None:\n        return ""\n    if path is None:\n', BACKBONE, "test_a_proxy_set_cannot_name_code_that_its_owner_has_not_put_there"),
+    _m("a backbone that remembers allowed", "fedkd/distill/features.py", "    backbone.load(weights)\n    backbone.check()\n", "    backbone.load(weights)\n", BACKBONE, "test_a_backbone_that_remembers_is_refused_on_every_device"),
+    _m("few components summed in another order", "fedkd/distill/features.py", "_NARROWEST = 16", "_NARROWEST = 1", "tests/distill/test_features.py", "test_so_do_few_components"),
     # -- the ledger
     _m("private data touched before the charge", AGENT, "        try:\n            reservation = self.ledger.reserve(\n", "        self.learner.learn(contract, plan.round, labels, plan.temperature, NoiseSource(fresh_key()))\n        try:\n            reservation = self.ledger.reserve(\n", LEDGER, "test_the_charge_is_on_disk_before_private_data_is_touched"),
     _m("reply before the commit", AGENT, "                self.ledger.commit(reservation, payload, self._save(plan, _lineage(contract)))\n", "", LEDGER, "test_bytes_are_in_the_outbox_and_the_commit_on_disk_before_the_reply"),
     _m("commit before the outbox", BOOK, "        write_atomic(self._outbox / mark, payload)\n        run, round", "        run, round", LEDGER, "test_bytes_are_in_the_outbox_and_the_commit_on_disk_before_the_reply"),
-    _m("two releases for one charge", BOOK, 'if charge is None or self._key(run, round) is None or self._chain.body("commit", run, round) is not None:', "if charge is None:", LEDGER, "test_a_reservation_is_committed_once"),
+    _m("two releases for one charge", BOOK, 'if charge is None or self._key(run, round) is None or self._chain.body(COMMIT, run, round) is not None:', "if charge is None:", LEDGER, "test_a_reservation_is_committed_once"),
     _m("reservation not synced to disk", BOOK, "synchronous=FULL", "synchronous=NORMAL", LEDGER, "test_a_reservation_survives_the_loss_of_power"),
-    _m("reservations not counted until released", BOOK, "WHERE kind IN ('reserve', 'recover') GROUP BY events", "WHERE kind IN ('reserve', 'recover') AND round IN (SELECT round FROM entries WHERE kind = 'commit') GROUP BY events", LEDGER, "test_a_reservation_stays_charged_for_ever"),
-    _m("equal events counted once", BOOK, "steps=event.steps * count", "steps=event.steps", LEDGER, "test_a_reservation_stays_charged_for_ever"),
+    _m("reservations not counted until released", CHAIN, "WHERE kind IN ('reserve', 'recover') GROUP BY events", "WHERE kind IN ('reserve', 'recover') AND round IN (SELECT round FROM entries WHERE kind = 'commit') GROUP BY events", LEDGER, "test_a_reservation_stays_charged_for_ever"),
+    _m("equal events counted once", READING, "steps=event.steps * count", "steps=event.steps", LEDGER, "test_a_reservation_stays_charged_for_ever"),
     _m("budget not checked by reserve", BOOK, "if not self._fits(charged, contract.rounds if new else 1, new=new):", "if False:", LEDGER, "test_a_charge_over_the_limit_is_refused_and_not_made"),
     _m("a contract's schedule not checked when it comes into force", BOOK, "if not self._fits(charged, contract.rounds if new else 1, new=new):", "if not self._fits(charged, 1, new=new):", LEDGER, "test_an_agreement_that_has_come_to_be_too_much_is_not_entered"),
     _m("sampled contracts chosen after answers", "fedkd/privacy/accounting.py", "return contracts > 1 and any(", "return False and any(", LEDGER, "test_under_poisson_sampling_a_contract_that_follows_answers_is_limited_by_a_filter"),
     _m("sampled contracts chosen after answers, as the ledger sees it", "fedkd/privacy/limits.py", "if adaptive(self.contracts + another, [*self.events, *more]):", "if False:", LEDGER, "test_the_ledger_itself_refuses_a_sampled_contract_that_only_a_tight_composition_would_admit"),
     _m("closed run agreed to again", BOOK, " or self._chain.body(\"contract\", contract.run) is not None:\n                raise Refused(Code.CONTRACT)", ":\n                raise Refused(Code.CONTRACT)", LEDGER, "test_a_run_that_has_been_closed_is_never_agreed_to_again"),
-    _m("agreements in the chain at once", BOOK, "            self._put_state({PENDING: canonical(contract.record()).decode()})", "            self._bring_into_force(contract)", LEDGER, "test_agreements_grow_nothing_and_close_nothing"),
+    _m("agreements in the chain at once", BOOK, "            self._chain.put({PENDING: canonical(contract.record()).decode()})", "            self._bring_into_force(contract)", LEDGER, "test_agreements_grow_nothing_and_close_nothing"),
     _m("budget not checked by register", BOOK, "if not self._fits(contract, contract.rounds, new=True):", "if False:", LEDGER, "test_a_schedule_that_does_not_fit_is_never_registered"),
     _m("past of other runs forgotten", AGENT, "draw_up(self.policy, offer, self.ledger.past(), ", "draw_up(self.policy, offer, type(self.ledger.past())(), ", LEDGER, "test_two_runs_share_the_limit_of_a_lifetime"),
     _m("two contracts open at once", BOOK, "ORDER BY seq DESC LIMIT 1\").fetchone()\n        return Contract.", "ORDER BY seq LIMIT 1\").fetchone()\n        return Contract.", LEDGER, "test_two_runs_share_the_limit_of_a_lifetime"),
@@ -184,22 +258,62 @@ MUTANTS = (
     _m("another student under the same noise", AGENT, "        self._restore()\n        if contract is not None", "        if contract is not None", LEDGER, "test_a_key_that_is_entered_again_meets_the_student_it_met_before"),
     _m("another plan under one reservation", BOOK, 'if body["plan"] != plan:', "if False:", LEDGER, "test_another_plan_for_an_open_reservation_is_refused"),
     _m("another plan gets the stored bytes", BOOK, 'if charge["plan"] != plan:', "if False:", LEDGER, "test_another_plan_for_an_answered_round_is_refused"),
-    _m("rounds may go back", BOOK, "if round < self._last_round(run):", "if False:", LEDGER, "test_rounds_go_forward_only"),
+    _m("rounds may go back", BOOK, "if round < self._chain.last_round(run):", "if False:", LEDGER, "test_rounds_go_forward_only"),
     _m("abandoned reservation entered again", BOOK, "return held if held is not None and (held.run, held.round) == (run, round) else None", "return held", LEDGER, "test_an_abandoned_reservation_is_never_entered_again"),
-    _m("key not erased", BOOK, "        self._keys.erase()\n        self._prune()", "        self._prune()", LEDGER, ERASED),
+    _m("key not erased", BOOK, "            if self._key(run, round) is not None:\n                self._keys.erase()\n", "            pass\n", LEDGER, ERASED),
     _m("key left in the freed blocks", "fedkd/privacy/keys.py", "                _overwrite(path)\n", "", LEDGER, "test_the_key_is_overwritten_before_its_file_is_removed"),
     _m("key that others may read", "fedkd/privacy/keys.py", ", mode=0o600", "", LEDGER, "test_the_key_is_overwritten_before_its_file_is_removed"),
-    _m("key left by a crash", BOOK, "            self._keys.erase()  # what", "            pass  # what", LEDGER, "test_a_key_that_a_crash_left_is_erased_when_the_ledger_is_opened"),
-    _m("chain not verified", CHAIN, "if (seq, before, mark) != (count, prev, _link(prev, text)):", "if False:", LEDGER, EDITED),
-    _m("bodies not in the chain", CHAIN, 'digest(f"{prev}\\n{body}".encode())', "digest(prev.encode())", LEDGER, EDITED),
-    _m("numbers not in the chain", CHAIN, "if (seq, before, mark) != (count, prev, _link(prev, text)):", "if (before, mark) != (prev, _link(prev, text)):", LEDGER, EDITED),
-    _m("ledger read unverified", BOOK, "                ledger._chain.verify()\n                ledger._chain.check_head_file()\n", "", LEDGER, EDITED),
-    _m("ledger opened unverified", BOOK, "            self._chain.verify()\n", "", LEDGER, "test_entries_cannot_be_taken_out_moved_or_forged"),
+    _m("key left by a crash", BOOK, "            if held is None or self._chain.body(COMMIT, held.run, held.round) is not None:\n                self._keys.erase()", "            pass", LEDGER, "test_a_key_that_a_crash_left_is_erased_when_the_ledger_is_opened"),
+    _m("ledger read unverified", READING, "            with verified(chain) as found:\n", "            with contextmanager(lambda: (yield None))() as found:\n", CHAINED, EDITED),
+    _m("ledger opened unverified", BOOK, "        with verified(self._chain, damaged=damaged):\n            pass\n", "", CHAINED, EDITED),
+    # -- the chain
+    _m("chain not verified", VERIFY, "if (seq, prev, mark) != (head.counter + 1, head.hash, link(head.hash, text)):", "if False:", CHAINED, EDITED),
+    _m("bodies not in the chain", CHAIN, 'digest(f"{prev}\\n{body}".encode())', "digest(prev.encode())", CHAINED, EDITED),
+    _m("numbers not in the chain", VERIFY, "if (seq, prev, mark) != (head.counter + 1, head.hash, link", "if (prev, mark) != (head.hash, link", CHAINED, FORGED),
+    _m("number of charges not verified", VERIFY, "if charges != head.charges or ", "if ", CHAINED, EDITED),
+    _m("branches not verified", VERIFY, " or Position(*branch) != new:", ":", CHAINED, EDITED),
+    _m("head need not be signed", VERIFY, "        _check_signature(chain, head)\n", "", CHAINED, "test_nobody_without_the_key_can_edit_entries_and_mend_the_chain"),
+    _m("ledger of another key taken", VERIFY, "if chain.identity is not None and chain.identity.public", "if False and chain.identity.public", CHAINED, "test_a_chain_that_is_signed_with_another_key_is_found_out"),
+    _m("tables not verified", VERIFY, "if {sql for (sql,) in chain.db.execute(query)} != set(TABLES):", "if False:", CHAINED, FORGED, "test_charges_cannot_be_hidden_from_the_queries_that_add_them_up"),
+    _m("indexes not verified", VERIFY, 'if chain.db.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):', "if False:", CHAINED, "test_an_index_that_leaves_an_entry_out_is_found_out"),
     _m("entries can be changed", CHAIN, "BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END", "BEFORE UPDATE ON entries BEGIN SELECT 1; END", LEDGER, APPEND_ONLY),
     _m("entries can be deleted", CHAIN, "BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END", "BEFORE DELETE ON entries BEGIN SELECT 1; END", LEDGER, APPEND_ONLY),
+    _m("entries and signature read at two moments", VERIFY, "    with chain.snapshot():\n", "    if True:\n", CHAINED, "test_a_reader_is_not_misled_by_a_writer"),
+    _m("head file read after the entries", VERIFY, "    noted = None if damaged else chain.noted()\n    with chain.snapshot():\n        _check_tables(chain)\n", "    with chain.snapshot():\n        _check_tables(chain)\n        noted = None if damaged else chain.noted()\n", CHAINED, "test_a_reader_is_not_misled_by_a_writer"),
+    # -- two processes
+    _m("writers not kept apart", CHAIN, '"BEGIN IMMEDIATE"', '"BEGIN"', WRITERS, "test_two_processes_never_charge_more_than_the_limit_and_leave_one_chain"),
+    _m("another process's key erased", BOOK, "            if self._key(run, round) is not None:\n", "            if True:\n", WRITERS, "test_a_commit_erases_its_own_key_and_no_other"),
+    # -- older copies, and copies that go on
+    _m("head file not compared", VERIFY, "if noted is not None and not chain.has(noted.position):", "if False:", CHAINED, "test_an_older_copy_of_the_database_alone_is_found_out", "test_a_deleted_database_is_found_out"),
+    _m("head file not written", CHAIN, '                self._file.write(self.signed("", self.head()))', "                pass", CHAINED, "test_an_older_copy_of_the_database_alone_is_found_out"),
+    _m("head file of anybody taken", "fedkd/privacy/identity.py", 'if head is None or not verifies(public, client, "", head):', "if head is None:", CHAINED, "test_a_head_file_that_the_client_has_not_signed_is_an_error"),
+    _m("a lost identity replaced", BOOK, "if self._path.exists() and not path.exists():", "if False:", CHAINED, "test_a_ledger_without_its_identity_is_not_given_another"),
+    _m("what a server has seen not compared", ROLLBACK, "if not self._chain.knows(server, head.position):", "if False:", CHAINED, SEEN),
+    _m("an offer's head not looked at", AGENT, "        self._check_seen(offer.server, offer.seen)\n", "", CHAINED, "test_an_offer_too_shows_what_the_server_has_seen"),
+    _m("a plan's head not looked at", AGENT, "            self._check_seen(contract.server, plan.seen)\n", "", CHAINED, "test_an_agent_that_was_set_back_answers_no_more_and_tells_its_owner"),
+    _m("a rollback forgotten", ROLLBACK, "                self._chain.put({LOCK: json.dumps(asdict(gap))})", "                pass", CHAINED, SEEN),
+    _m("a locked ledger charged", BOOK, "        with self._chain.transaction():\n            self._rollback.check_lock()\n            contract = ", "        with self._chain.transaction():\n            contract = ", CHAINED, SEEN),
+    _m("a locked ledger agrees", BOOK, "            self._rollback.check_lock()\n            if self.contract(", "            if self.contract(", CHAINED, SEEN),
+    _m("a foreign head taken for the client's own", ROLLBACK, 'if not verifies(self._chain.meta["key"], self._client, server, head):', "if False:", CHAINED, FOREIGN),
+    _m("heads for any server", "fedkd/privacy/identity.py", '"fedkd.head/1", client, branch,', '"fedkd.head/1", client,', CHAINED, FOREIGN),
+    _m("heads for any client", "fedkd/privacy/identity.py", '"fedkd.head/1", client, branch,', '"fedkd.head/1", branch,', CHAINED, FOREIGN),
+    _m("charges of a head not signed", "fedkd/privacy/identity.py", "position.counter, position.charges, position.hash]", "position.counter, position.hash]", CHAINED, FOREIGN),
+    _m("a server told about other servers", CHAIN, 'branch_after(self.branch(body["server"]), body, text)', "branch_after(old, body, text)", CHAINED, "test_a_servers_heads_say_nothing_about_other_servers"),
+    _m("two answers to one plan, one head", BOOK, '{**body, "noise": noise, ', "{**body, ", CHAINED, "test_two_answers_to_one_plan_have_two_heads"),
+    _m("the second of two equally new heads kept", "fedkd/coordinator.py", "        if new > old:", "        if head and new >= old:", CHAINED, "test_the_server_keeps_the_head_that_it_saw_first_of_two_equally_long_ones"),
+    _m("a fork recovered", ROLLBACK, "        if gap.fork:\n", "        if False:\n", CHAINED, FORK),
+    _m("a fork forgotten", ROLLBACK, "(not known.fork and (gap.fork or further))", "(gap.fork or further)", CHAINED, FORK),
+    _m("a gap counted from this end of a fork", ROLLBACK, "start, own = min(self.acknowledged(server), seen.charges), self._chain.branch(server)", "own = self._chain.branch(server)\n        start = min(own.charges, seen.charges)", CHAINED, "test_a_fork_that_looks_like_a_gap_is_charged_from_where_both_are_known_to_be_one"),
+    _m("a larger gap forgotten", ROLLBACK, "known.server == gap.server and known.counter < gap.counter", "known.server == gap.server", CHAINED, "test_a_smaller_gap_does_not_take_the_place_of_a_larger_one"),
+    _m("lost rounds charged as one", ROLLBACK, '"steps": event.steps * gap.lost}', '"steps": event.steps}', CHAINED, RECOVERED),
+    _m("lost rounds not charged", CHAIN, "WHERE kind IN ('reserve', 'recover') GROUP BY", "WHERE kind = 'reserve' GROUP BY", CHAINED, RECOVERED),
+    _m("lost rounds never accepted", CHAIN, " or self._charged(server, seen)", "", CHAINED, "test_recovery_charges_what_the_server_has_seen_and_the_life_goes_on"),
+    _m("a recovery that is rolled back counted as one", CHAIN, 'recovered = body["charges"] - body["from"] if', "recovered = 1 if", CHAINED, "test_a_recovery_that_is_itself_rolled_back_is_charged_again"),
+    _m("lost contracts not counted", READING, "chain.bodies(CONTRACT, RECOVER)]", "chain.bodies(CONTRACT)]", CHAINED, "test_after_a_recovery_sampled_rounds_are_limited_by_a_filter"),
+    # -- the outbox and the state directory
     _m("outbox not verified", BOOK, 'if digest(payload) != commit["digest"]:', "if False:", LEDGER, "test_altered_bytes_in_the_outbox_are_not_sent"),
-    _m("ledger of another client taken", BOOK, 'if meta["client"] != client:', "if False:", LEDGER, "test_the_ledger_of_another_client_is_refused"),
-    _m("two agents on one state", AGENT, "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "        pass\n", LEDGER, "test_one_state_directory_has_one_agent"),
+    _m("ledger of another client taken", BOOK, 'if meta["client"] != self.client:', "if False:", LEDGER, "test_the_ledger_of_another_client_is_refused"),
+    _m("two agents on one state", "client/lock.py", "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "        pass\n", LEDGER, "test_one_state_directory_has_one_agent"),
     _m("half-trained student kept", AGENT, "        except BaseException:\n            self._restore()\n            raise", "        except BaseException:\n            raise", LEDGER, "test_a_failed_round_does_not_change_the_student"),
     _m("momentum lost at restore", "client/learner.py", "for name, array in velocity.items()}", "for name, array in ()}", LEDGER, "test_a_student_continues_from_its_file_with_weights_momentum_and_labels"),
     # -- the release
@@ -220,6 +334,24 @@ MUTANTS = (
     _m("all data dropped for one record of the proxy set", "client/learner.py", "np.flatnonzero(~public)", "np.flatnonzero(~public & ~public.any())", RELEASE, DROPPED),
     _m("exception out of the agent", AGENT, "        except (Exception, SystemExit):  # user", "        except ValueError:  # user", RELEASE, "test_each_request_is_refused_with_its_own_word", "test_noise_on_the_line_is_refused"),
     _m("every traceback on the console", AGENT, "        self._failed = True\n", "", RELEASE, "test_the_console_has_the_first_traceback_and_then_a_line"),
+    # -- reports and plans
+    _m("names not escaped in HTML", "fedkd/report/html.py", "<h2>{escape(section.title)}</h2>", "<h2>{section.title}</h2>", REPORTS[1], "test_a_hostile_name_is_text_in_html"),
+    _m("a page that may load things", "fedkd/report/html.py", "default-src 'none'; ", "", REPORTS[1], "test_the_page_forbids_itself_to_load_anything"),
+    _m("names not escaped in Markdown", "fedkd/report/markdown.py", 'return SPECIAL.sub(r"\\\\\\1", text)', "return text", REPORTS[1], "test_a_hostile_name_is_text_in_markdown"),
+    _m("control characters printed", "fedkd/report/document.py", "char if char.isprintable() else", "char if True else", REPORTS[1], "test_a_hostile_name_moves_no_cursor_in_text", "test_visible_text_is_one_printable_line"),
+    _m("accountants that disagree", "fedkd/report/spend.py", "if not abs(pld - other) <= TOLERANCE:", "if False:", REPORTS[0], "test_accountants_that_disagree_fail_the_report"),
+    _m("unreleased charges left out of a report", "fedkd/report/spend.py", 'merge(export.get("events", ()))', 'merge(r for r in export.get("events", ()) if r["state"] == "released")', REPORTS[0], "test_reserved_rounds_are_charged_like_released_ones"),
+    _m("two units in one column", "fedkd/report/spend.py", "self.accountant.spent(seen_by(unit, events)", 'self.accountant.spent(seen_by("example", events)', REPORTS[0], "test_one_example_unit_release_takes_the_bound_of_the_whole_client_away"),
+    _m("the best block reported", "fedkd/report/spend.py", "epsilon, limit = max(blocks.values())", "epsilon, limit = min(blocks.values())", REPORTS[0], "test_an_example_pays_for_its_own_block_and_a_person_for_all"),
+    _m("sampled rounds chosen after answers reported by PLD", "fedkd/report/spend.py", "accountant = past.accountant((), delta, another=False)", "accountant = Pld()", REPORTS[0], "test_sampled_rounds_chosen_after_answers_are_reported_by_the_filter"),
+    _m("noise from a seed holds", "fedkd/report/budget.py", "return any(client.noise != \"os\" for client in clients)", "return False", REPORTS[0], "test_simulated_noise_gives_no_guarantee"),
+    _m("a plan that forgets the past", "fedkd/report/planning.py", "calibration.calibrate(seen[: len(past)]", "calibration.calibrate([]", REPORTS[2], "test_noise_after_a_ledgers_past_is_what_an_agent_would_put_into_its_next_contract"),
+    # -- the audit
+    _m("audits not corrected for their number", "fedkd/privacy/audit.py", "alpha = (1 - confidence) / max(1, len(evidence))", "alpha = 1 - confidence", AUDITS[0], "test_bounds_hold_together_at_the_confidence_of_the_family"),
+    _m("rules chosen on what is counted", "fedkd/privacy/audit.py", "choose_rule(negative[:cut_n], positive[:cut_p], bound)", "choose_rule(negative[cut_n:], positive[cut_p:], bound)", AUDITS[0], "test_paired_bounds_of_a_gaussian_stay_below_its_epsilon"),
+    _m("error rates without confidence limits", "fedkd/privacy/audit.py", "np.where(failures > 0, betainccinv(np.add(successes, 1.0), np.maximum(failures, 1.0), alpha), 1.0)", "(np.add(successes, 0.5)) / np.add(trials, 1.0)", AUDITS[0], "test_paired_bounds_of_a_gaussian_stay_below_its_epsilon"),
+    _m("delta of one run forgotten", "fedkd/privacy/audit.py", "tail + 2 * self.canaries * delta *", "tail + 0 * delta *", AUDITS[1], "test_the_p_value_of_guesses_is_the_published_one"),
+    _m("a claim that an audit refutes still holds", "fedkd/report/budget.py", ' != "inf" and not refuted,', ' != "inf",', AUDITS[2], "test_an_audit_above_its_claim_leaves_no_guarantee"),
     _m("sums in floating point", "fedkd/aggregate/mean.py", "fixed = np.rint(rows.astype(np.float64) * SCALE).astype(np.int64)", "fixed = rows.astype(np.float64)", RELEASE, "test_answers_in_any_order_give_the_same_bytes"),
     # -- the device
     _m("int8 calibrated on any examples", "fedkd/device/export.py", "    if proxy.hash != model.proxy:\n", "    if False:\n", EXPORT, "test_int8_is_calibrated_on_the_models_own_proxy_set_alone"),
@@ -229,11 +361,20 @@ MUTANTS = (
     _m("small losses add up", "fedkd/device/gate.py", "for row in rows if (known", "for row in rows[-1:] if (known", VERSIONS, "test_small_losses_of_a_class_do_not_add_up"),
     _m("lineage keeps what is served", "fedkd/device/versions.py", "            kept = [*known, version][-self._keep :]\n", "            kept = [*known, version][-self._keep :]\n            served = self.folder.parent / \"serving\" / \"serving.json\"\n            kept = [one for one in known if served.exists() and one.id in served.read_text() and one not in kept] + kept\n", VERSIONS, "test_the_lineage_is_the_same_whatever_the_gate_decides"),
     # -- streams
-    _m("experiences by a count", "fedkd/continual/stream.py", "    marks = fingerprints(examples.x)\n", "    return np.arange(len(examples)) % blocks\n    marks = fingerprints(examples.x)\n", STREAM, "test_leaving_one_example_out_moves_no_other_one"),
-    _m("lists of classes grown from labels", "fedkd/continual/stream.py", "in enumerate(class_lists(stream, train.classes, seed, client))\n    ]", "in enumerate(class_lists(stream, int(train.y.max(initial=0)) + 1, seed, client))\n    ]", STREAM, "test_the_lists_of_classes_are_fixed_whatever_labels_are_there"),
-    _m("late records learned", "fedkd/continual/live.py", "AND late = 0 ORDER BY sha256", "ORDER BY sha256", LIVE, "test_a_record_that_comes_after_its_block_was_sealed_is_never_learned"),
-    _m("source marked before its records are in", "fedkd/continual/live.py", '        self._db.execute("BEGIN IMMEDIATE")\n        try:\n            counts', '        self._db.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", (source.name, source.sha256))\n        self._db.execute("DELETE FROM sources WHERE 0")\n        self._db.execute("BEGIN IMMEDIATE")\n        self._db.execute("DELETE FROM sources WHERE name = ?", (source.name,))\n        try:\n            counts', LIVE, "test_killed_at_any_statement_each_record_is_taken_exactly_once"),
+    _m("late records learned", "fedkd/continual/live.py", "        if self._sealed(block):\n", "        if False:\n", LIVE, "test_a_record_that_comes_after_its_block_was_sealed_is_never_learned"),
+    _m("source marked before its records are in", "fedkd/continual/live.py", "        with self._transaction():\n            counts", '        self._db.execute("INSERT INTO sources VALUES (?, ?)", (source.name, source.sha256))\n        self._db.execute("DELETE FROM sources WHERE 0")\n        with self._transaction():\n            self._db.execute("DELETE FROM sources WHERE name = ?", (source.name,))\n            counts', LIVE, "test_killed_at_any_statement_each_record_is_taken_exactly_once"),
+    _m("held-out records learned", "fedkd/continual/live.py", '"block = ? AND held_out = 0"', '"block = ?"', LIVE, "test_whether_a_record_is_held_out_depends_on_it_alone_and_nothing_learns_it"),
+    _m("a round entered again in another block", "fedkd/continual/live.py", "json.loads(before)[:2] == [run, round]", "False", LIVE, "test_a_round_that_is_entered_again_has_the_block_that_it_had"),
     _m("changed files taken again", "fedkd/continual/live.py", "        if before is not None:\n", "        if False:\n", LIVE, "test_a_file_that_was_changed_after_it_was_taken_is_ignored"),
+    # -- what turns cells into inputs
+    _m("scales fitted on private rows", "simulations/split.py", "encoding.fitted(data, train.x[parts.proxy])", "encoding.fitted(data, train.x)", ENCODING, "test_no_private_row_changes_the_proxy_set_or_its_encoding"),
+    _m("rows of a client not scaled by the proxy set", "client/learner.py", "sources.load(data, base)", "sources.load(self._config.data, base)", ENCODING, "test_a_deployed_client_encodes_by_the_proxy_set"),
+    _m("numeric columns that nobody scaled", "fedkd/data/encoding.py", "if not column.categories and column.mean is None:", "if False:", ENCODING, "test_private_rows_never_scale_themselves"),
+    _m("labels in another order", "fedkd/data/encoding.py", "if data.labels and labels and data.labels != labels:", "if False:", ENCODING, "test_a_client_with_another_encoding_does_not_start"),
+    _m("categories in another order", "fedkd/data/encoding.py", "if own.categories != known.categories:", "if False:", ENCODING, "test_a_client_with_another_encoding_does_not_start"),
+    _m("columns in another order", "fedkd/data/encoding.py", "if names != known:", "if False:", ENCODING, "test_a_client_with_another_encoding_does_not_start"),
+    _m("lists that grow with the rows", "fedkd/data/tables.py", "        if str(cell) not in number:\n", "        number.setdefault(str(cell), len(number))\n        if False:\n", TABLES, "test_a_faulty_table_names_file_line_and_column"),
+    _m("labels that grow with the folders", "fedkd/data/images.py", "sorted(present - set(data.labels))", "()", IMAGES, "test_what_does_not_belong_is_named"),
 )
 # fmt: on
 

@@ -1,7 +1,8 @@
 """Noisy arg-max of votes, by a trusted aggregator (Papernot et al. 2018, arXiv:1802.08908).
 
-What it costs is in ``fedkd.privacy.pate``. Ties, which discrete noise has, go to the first class: that depends on the
-noisy counts alone.
+What it costs is in ``fedkd.privacy.costs``, whatever the votes are: the paper's smaller, data-dependent bounds are
+functions of the votes, so that to publish one is a release of its own. Ties, which discrete noise has, go to the first
+class: that depends on the noisy counts alone.
 """
 
 from __future__ import annotations

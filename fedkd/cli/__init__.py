@@ -36,9 +36,37 @@ def root(
 
 def main() -> None:
     """Run a command; an error that the user can mend is told in three lines, without a traceback."""
-    from fedkd.cli import data, device, inspect, processes, proxy, simulate
+    from fedkd.cli import (
+        audit,
+        budget,
+        data,
+        device,
+        distil,
+        doctor,
+        inspect,
+        ledger,
+        processes,
+        proxy,
+        security,
+        simulate,
+        wire,
+    )
 
-    for module in (simulate, processes, proxy, data, device, inspect):
+    for module in (
+        simulate,
+        processes,
+        security,
+        doctor,
+        proxy,
+        data,
+        distil,
+        device,
+        audit,
+        inspect,
+        ledger,
+        wire,
+        budget,
+    ):
         module.register(app)
     try:
         app()

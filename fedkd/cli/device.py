@@ -14,7 +14,6 @@ from fedkd.errors import ConfigError, FedkdError
 
 if TYPE_CHECKING:
     from fedkd.device.measure import Runner
-    from fedkd.device.versions import Epsilon
 
 device = typer.Typer(help="Export a student, measure it, and choose which version is served.", no_args_is_help=True)
 
@@ -191,30 +190,16 @@ def ingest(
 def _registered(state: Path, model: str, settings: Any) -> str:
     """The id of a version, which a file becomes if it is not one yet."""
     from fedkd.device.versions import Versions
+    from fedkd.report.spend import spent_by_an_example
 
     versions = Versions(state, settings.keep)
     if not Path(model).is_file():
         return versions.find(model).id
-    epsilon, delta = _spent(state / "ledger.sqlite")
+    epsilon, delta = spent_by_an_example(state / "ledger.sqlite")
     try:
         return versions.add(Path(model).read_bytes(), epsilon=epsilon, delta=delta).id
     except FedkdError as error:
         raise error.at(model) from None
-
-
-def _spent(ledger: Path) -> tuple[Epsilon, float | None]:
-    """What the device's ledger has charged for one example, where there is one."""
-    from fedkd.privacy.ledger import Ledger
-    from fedkd.report.spend import Account, number
-
-    if not ledger.is_file():
-        return None, None
-    export = Ledger.read(ledger)
-    if not export["contracts"]:
-        return 0.0, None
-    delta = float(export["contracts"][-1]["limits"]["delta"])
-    account = Account.of(export["client"], export["events"], export["contracts"], delta)
-    return number(max(account.by_block("example", account.events).values())), delta
 
 
 def _measured(file: Path, runner: Runner, runs: int) -> dict[str, Any]:

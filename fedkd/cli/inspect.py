@@ -1,4 +1,4 @@
-"""Commands that read what others wrote: report, ledger, predict, config."""
+"""Commands that read what others wrote: report, dashboard, predict, config."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from fedkd import config
 from fedkd.errors import ConfigError
 from fedkd.state import write_atomic
 
-ledger = typer.Typer(help="Look into a client's ledger.", no_args_is_help=True)
 settings = typer.Typer(help="Schemas and resolved configurations.", no_args_is_help=True)
-
-LEDGER = Annotated[Path, typer.Argument(help="ledger.sqlite, a client's folder, or a run directory")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("report")(report)
+    app.command("dashboard")(dashboard)
     app.command("predict")(predict)
-    app.add_typer(ledger, name="ledger")
     app.add_typer(settings, name="config")
 
 
@@ -47,7 +44,11 @@ def report(
     if not path:
         raise ConfigError("there is nothing to report on", fix="name run directories, client folders or ledgers")
     result = budget_report(
-        collect.exports(path), provenance=collect.provenance(path), config_hash=collect.config_hash(path)
+        collect.exports(path),
+        provenance=collect.provenance(path),
+        config_hash=collect.config_hash(path),
+        public_weights=collect.public_weights(path),
+        audit=collect.audits(path),
     )
     text = render(result, form or form_of(out))
     if out is None:
@@ -56,32 +57,17 @@ def report(
         write_atomic(out, text.encode())
 
 
-@ledger.command("export")
-def export(
-    path: LEDGER,
-    as_json: Annotated[bool, typer.Option("--json", help="a list of events, one object each")] = False,
-    client: Annotated[str | None, typer.Option(help="only this client")] = None,
+def dashboard(
+    run: Annotated[Path, typer.Argument(help="run directory of a server or a simulation")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="on 127.0.0.1; 0: one that is free")] = 8080,
 ) -> None:
-    """Print every event ever charged, so that anybody can compute epsilon again."""
-    from fedkd.report import collect
+    """Show a run in the browser while it goes on. Only reads, and serves this machine alone. Ends with Ctrl-C."""
+    from fedkd.report.live.serve import Dashboard
+    from fedkd.report.live.snapshot import Run
 
-    exports = [one for one in collect.ledgers(path).values() if client in (None, one["client"])]
-    if not exports:
-        raise ConfigError(f"no ledger of client {client!r}", where=str(path))
-    events = [{"client": one["client"], **event} for one in exports for event in one["events"]]
-    if as_json:
-        return _print_json(events)
-    for event in events:
-        print("  ".join(f"{key}={event[key]}" for key in event))
-
-
-@ledger.command("verify")
-def verify(path: LEDGER) -> None:
-    """Walk the hash chain; exit code 1 when it breaks."""
-    from fedkd.report import collect
-
-    for one in collect.ledgers(path).values():  # reading a ledger verifies it
-        print(f"{one['client']}: {len(one['events'])} events, chain intact, head {one['head']}")
+    with Dashboard(Run(run), port) as server:
+        print(f"{server.url} shows {run}; Ctrl-C ends it", flush=True)
+        server.serve_forever()
 
 
 def predict(
@@ -102,7 +88,9 @@ def predict(
 
 
 @settings.command("schema")
-def schema(kind: Annotated[str, typer.Argument(help="scenario | server | client | policy")] = "scenario") -> None:
+def schema(
+    kind: Annotated[str, typer.Argument(help="scenario | server | client | relay | policy")] = "scenario",
+) -> None:
     """Print the JSON schema of a configuration file."""
     if kind not in config.KINDS:
         raise ConfigError(f"there is no configuration called {kind!r}", fix=f"use one of {', '.join(config.KINDS)}")
@@ -113,7 +101,7 @@ def schema(kind: Annotated[str, typer.Argument(help="scenario | server | client 
 def show(
     path: Annotated[Path | None, typer.Argument(help="configuration file")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key")] = None,
-    kind: Annotated[str, typer.Option(help="scenario | server | client | policy")] = "scenario",
+    kind: Annotated[str, typer.Option(help="scenario | server | client | relay | policy")] = "scenario",
 ) -> None:
     """Check a configuration and print it with every default filled in."""
     if kind not in config.KINDS:

@@ -34,6 +34,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("simulate")(simulate)
     app.command("prepare")(prepare)
+    app.command("init")(init)
 
 
 def simulate(
@@ -87,6 +88,15 @@ def prepare(
     print(f"server: {out / 'server.yaml'}")
     for folder in sorted((out / "clients").iterdir()):
         print(f"client: {folder / 'client.yaml'}")
+
+
+def init(folder: Annotated[Path, typer.Argument(help="folder to write; new or empty")]) -> None:
+    """Write a project of your own: data function, student class, scenario, server, client and policy, ready to run."""
+    from simulations.scaffold import scaffold
+
+    for path in scaffold(folder):
+        print(path)
+    print(f"now: cd {folder} && fedkd simulate scenario.yaml")
 
 
 def _scenario(path: Path | None, overrides: list[str], resumed: Path | None) -> tuple[Scenario, Path]:

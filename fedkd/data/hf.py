@@ -65,7 +65,7 @@ def _arrays(split: Any, data: Data, where: str, ids: str | None) -> dict[str, An
     found = tables.encode(table, data)
     if data.image is not None:
         found["x"] = _pixels(split, data.image, where)
-    return found if ids is None else {**found, ids: table.cells[ids]}
+    return {**found, "ids": None if ids is None else table.cells[ids]}
 
 
 def _cells(split: Any, name: str) -> Sequence[Any]:

@@ -137,13 +137,13 @@ def _npz(data: Data, base: Path, ids: str | None) -> Found:
     if data.path is None:
         raise DataError("source npz needs a file", where="key 'path'", fix="path: my-data.npz")
     path = base / data.path
-    return _arrays(path, (*KEYS, *([] if ids is None else [ids]))), str(path)
+    return _with_ids(_arrays(path, KEYS if ids is None else (*KEYS, ids)), ids), str(path)
 
 
 def _csv(data: Data, base: Path, ids: str | None) -> Found:
     path = base / str(data.path)
     table = tables.read_csv(path, tables.wanted(data, ids))
-    return {**tables.encode(table, data), **({} if ids is None else {ids: table.cells[ids]})}, str(path)
+    return {**tables.encode(table, data), "ids": None if ids is None else table.cells[ids]}, str(path)
 
 
 def _folder(data: Data, base: Path, ids: str | None) -> Found:
@@ -191,18 +191,23 @@ def _function(data: Data, base: Path, ids: str | None) -> tuple[Examples, Exampl
     where, function = data.source, load_symbol(data.source, base)
     found = call(where, function, *([] if data.path is None else [base / data.path]), kind=DataError)
     if isinstance(found, Examples):
-        found = {"x": found.x, "y": found.y, "classes": found.classes, **({} if ids is None else {ids: found.ids})}
+        found = {"x": found.x, "y": found.y, "classes": found.classes, "ids": found.ids}
     if isinstance(found, tuple | list) and len(found) in (2, 4):
         found = dict(zip(KEYS, found, strict=False))
     if not isinstance(found, Mapping):
         raise DataError(
             f"the function returned {type(found).__name__}", where=where, fix="return (x, y) or (x, y, x_test, y_test)"
         )
-    return _parts(found, where, ids)
+    return _parts(_with_ids(found, ids), where, ids)
+
+
+def _with_ids(found: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
+    """The array of this name under the name ids."""
+    return {**found, "ids": None if name is None else found.get(name)}
 
 
 def _parts(found: Mapping[str, Any], where: str, ids: str | None) -> tuple[Examples, Examples | None]:
-    """Arrays under the names KEYS, and ids under theirs, as checked examples."""
+    """Arrays under the names KEYS, and ids where they were asked for by a name of theirs, as checked examples."""
     if found.get("x") is None or found.get("y") is None:
         raise DataError("there are no arrays x and y", where=where)
     if (found.get("x_test") is None) != (found.get("y_test") is None):
@@ -242,9 +247,9 @@ def _ids(found: Mapping[str, Any], name: str | None, n: int, where: str) -> NDAr
     """Every example's owner as a number, in the order of the sorted ids."""
     if name is None:
         return None
-    if found.get(name) is None:
+    if found.get("ids") is None:
         raise DataError(f"the source says nothing of whose its examples are: there is no {name!r}", where=where)
-    values = np.asarray(found[name])
+    values = np.asarray(found["ids"])
     if values.dtype.kind not in "iuU" or values.shape != (n,):
         raise DataError(f"{name!r} must be {n} whole numbers or texts, one an example", where=where)
     if values.dtype.kind == "U":

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from fedkd.data.user_code import last_line
 from fedkd.distill import students
-from fedkd.distill.features import FeatureNetwork, arrays
+from fedkd.distill.features import arrays
+from fedkd.distill.fronts import FrontNetwork
 from fedkd.distill.model import LARGEST_INPUT, Model
 from fedkd.errors import FedkdError
-from fedkd.tensors import canonical, digest, pack
+from fedkd.tensors import Arrays, canonical, digest, pack
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Deployable(nn.Module):
         super().__init__()
         self.features: nn.Module = nn.Identity()
         if model.network.takes == "features":
-            self.features = _Int8Features(model) if int8 else FeatureNetwork(model.features)
+            self.features = model.features.network(_Int8Front if int8 else FrontNetwork)
         self.network = model.network
         self.eval()
 
@@ -49,14 +50,13 @@ class Deployable(nn.Module):
         return torch.softmax(self.network(self.features(x).clamp(-LARGEST_INPUT, LARGEST_INPUT)), dim=1)
 
 
-class _Int8Features(FeatureNetwork):
+class _Int8Front(FrontNetwork):
     """Public features whose large matrices are int8 [d, k] times a float32 scale [k]."""
 
-    def __init__(self, model: Model) -> None:
-        super().__init__(model.features)
-        self._matrices = [
-            n for n, b in self.named_buffers() if b.dim() == 2 and b.is_floating_point() and b.numel() > SMALL
-        ]
+    def __init__(self, kind: str, arrays: Arrays, backbone: nn.Module | None) -> None:
+        super().__init__(kind, arrays, backbone)
+        self._matrices = [n for n, array in arrays.items() if array.ndim == 2 and array.dtype.kind == "f"]
+        self._matrices = [n for n in self._matrices if arrays[n].size > SMALL]
         for name in self._matrices:
             matrix = self.get_buffer(name)
             scale = matrix.abs().amax(dim=0).clamp_min(torch.finfo(torch.float32).tiny) / 127
@@ -66,10 +66,9 @@ class _Int8Features(FeatureNetwork):
 
     def held(self) -> dict[str, Tensor]:
         """The buffers, the matrices as float32 again."""
-        found = super().held()
-        for name in self._matrices:
-            found[name] = found.pop(f"{name}_int8").float() * found.pop(f"{name}_scale")
-        return found
+        whole = {n: self.get_buffer(n) for n in self.names if n not in self._matrices}
+        wide = {n: self.get_buffer(f"{n}_int8").float() * self.get_buffer(f"{n}_scale") for n in self._matrices}
+        return whole | wide
 
 
 def example(model: Model) -> Tensor:

@@ -93,6 +93,10 @@ class Versions:
             self._tidy(kept)
         return version
 
+    def known(self, content: bytes) -> Version | None:
+        """The version that these bytes are, if they are one that is kept."""
+        return next((version for version in self.all() if version.sha256 == digest(content)), None)
+
     def all(self) -> list[Version]:
         """Oldest first. Raises DataError for an index that cannot be read."""
         index = self.folder / INDEX

@@ -5,27 +5,35 @@ arXiv:2011.11660). What is fitted here has seen public examples only, so it cost
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol, cast
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
+from fedkd.config import FEATURES
+from fedkd.distill import patches, scattering
+from fedkd.distill.backbone import Backbone
+from fedkd.distill.fronts import Front, FrontNetwork, JoinedNetwork, affine, front, one_by_one
 from fedkd.errors import ConfigError, DataError
+from fedkd.tensors import Arrays, below
 
 Floats = NDArray[np.float32]
 Spec = dict[str, Any]
 
-_BANK = {"psi0", "psi1", "at0", "at1", "phi0", "phi1"}
-_HELD = {"none": {"mean", "scale"}, "pca": {"mean", "basis"}, "scattering": {"mean", "basis"} | _BANK}
-KINDS = tuple(_HELD)
+_HELD: dict[str, frozenset[str]] = {
+    "none": frozenset({"mean", "scale"}),
+    "pca": frozenset({"mean", "basis"}),
+    "scattering": frozenset({"mean", "basis"}) | scattering.HELD,
+    "patches": frozenset({"mean", "basis"}) | patches.HELD,
+}
+_WEIGHTS = "weights."  # of a backbone
 # Every kind is scaled to this mean norm on the proxies, so that one learning rate and one clip serve them all.
 MEAN_NORM = 5.0
 # Arrays are worked on in zero-padded chunks of one size: kernels choose their order of summation by shape, and an
@@ -33,8 +41,6 @@ MEAN_NORM = 5.0
 _CHUNK = 64
 # Directions that carry less than this share of the largest variance are rounding noise: whitening would blow them up.
 _RANK_TOLERANCE = 1e-7
-_ANGLES = 8
-_STEP = 4  # 2**J, J = 2
 
 
 class FeatureMap(Protocol):
@@ -48,71 +54,67 @@ class FeatureMap(Protocol):
     def spec(self) -> Spec:
         """What `restore` needs beside the arrays; JSON types only."""
 
+    @property
+    def held(self) -> Arrays:
+        """Everything `restore` needs beside the spec: float32 and int64 arrays, ready for safetensors."""
+
     def __call__(self, x: Floats) -> Floats:
         """Maps examples [n, *shape] to features [n, dim]. Raises DataError for another shape."""
 
+    def network(self, part: type[FrontNetwork] = FrontNetwork) -> nn.Module:
+        """The map as a network without parameters, each front a ``part``; its last bits may depend on the batch."""
 
-def fit_features(kind: str, proxy: Floats, *, components: int) -> FeatureMap:
+
+def fit_features(
+    kind: str, proxy: Floats, *, components: int, base: Path | None = None, weights: Arrays | None = None
+) -> FeatureMap:
     """Fits a feature map on the proxy examples [n, *shape] and on nothing else.
 
-    `none` flattens, `pca` also projects, `scattering` (of [n, height, width] or [n, channels, height, width]) projects
-    scattering coefficients. `components` is an upper bound: fewer are kept where the proxies span fewer directions,
-    and `none` keeps all. Raises ConfigError for a kind or a shape that does not suit it, DataError for proxies that
-    are all equal or not finite.
+    `none` flattens, `pca` also projects, `scattering` and `patches` (of [n, height, width] or [n, channels, height,
+    width]) project their coefficients, `module:Class`, a file in `base`, projects the answers of a user's backbone with
+    these `weights`. Kinds joined by + are fitted one by one and concatenated. `components` is an upper bound for each:
+    fewer are kept where the proxies span fewer directions, and `none` keeps all. Raises ConfigError for a kind or a
+    shape that does not suit it, DataError for proxies that are all equal or not finite.
     """
-    _check(kind, proxy, components)
-    shape = proxy.shape[1:]
-    bank = _filters(*shape[-2:]) if kind == "scattering" else {}
-    raw = _chunked(_front({name: torch.from_numpy(array) for name, array in bank.items()}), proxy)
-    if not np.isfinite(raw).all():
-        raise DataError("The proxy examples have values that are not finite.")
-    affine = _scalar(raw) if kind == "none" else _half_whitened_pca(raw, components)
-    return _Fitted(kind, shape, bank | affine)
+    kinds = kind.split("+")
+    for one in kinds:
+        _check(one, proxy, components)
+    fitted = [_fit(one, proxy, components, base or Path(), weights) for one in kinds]
+    return fitted[0] if len(kinds) == 1 else _joined(fitted, proxy)
 
 
-def arrays(features: FeatureMap) -> dict[str, NDArray[Any]]:
-    """Everything `restore` needs beside `features.spec`: float32 and int64 arrays, ready for safetensors."""
-    if not isinstance(features, _Fitted):
-        raise TypeError(f"not a feature map of this module: {type(features).__name__}")
+def arrays(features: FeatureMap) -> Arrays:
+    """A copy of the mapping `features.held`."""
     return dict(features.held)
 
 
-def restore(spec: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> FeatureMap:
-    """Rebuilds a fitted map, which then gives the same bytes. Raises DataError where spec and arrays do not fit.
+def restore(spec: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], base: Path | None = None) -> FeatureMap:
+    """Rebuilds a fitted map, which then gives the same bytes. Raises DataError where spec and arrays do not fit, and
+    ConfigError where `base` does not hold the code of a backbone.
 
-    The filters are stored rather than computed again: another machine's `exp` may differ in the last bit.
+    Filters are stored rather than computed again: another machine's `exp` may differ in the last bit.
     """
-    kind = spec.get("kind")
-    if spec.get("version") != 1 or kind not in _HELD or set(arrays) != _HELD[kind]:
-        raise DataError(f"Not a feature map of this version: {dict(spec)}, arrays {sorted(arrays)}")
-    fitted = _Fitted(kind, tuple(spec["shape"]), {name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    if fitted.dim != spec["dim"]:
-        raise DataError(f"The arrays give {fitted.dim} features where the description says {spec['dim']}.")
-    return fitted
-
-
-class FeatureNetwork(nn.Module):
-    """A fitted map as a network without parameters: float32 examples [n, *shape] -> features [n, dim], unpadded."""
-
-    def __init__(self, features: FeatureMap) -> None:
-        super().__init__()
-        for name, array in arrays(features).items():
-            self.register_buffer(name, torch.from_numpy(array))
-
-    def held(self) -> dict[str, Tensor]:
-        """The arrays of the map by name."""
-        return dict(self.named_buffers())
-
-    def forward(self, x: Tensor) -> Tensor:
-        held = self.held()
-        return _affine(held)(_front(held)(x))
+    parts = spec.get("parts")
+    if parts is None:
+        found: FeatureMap = _restore(spec, arrays, base or Path())
+    else:
+        held = [below(f"{index}.", dict(arrays)) for index in range(len(parts) if isinstance(parts, list) else 0)]
+        if not held or sum(map(len, held)) != len(arrays) or spec.get("version") != 1:
+            raise _other(spec, arrays)
+        found = _Joined([_restore(part, own, base or Path()) for part, own in zip(parts, held, strict=True)])
+    if found.dim != spec["dim"]:
+        raise DataError(f"The arrays give {found.dim} features where the description says {spec['dim']}.")
+    return found
 
 
 @dataclass(frozen=True, eq=False)
 class _Fitted:
+    """A front and what follows it."""
+
     kind: str
     shape: tuple[int, ...]
-    held: dict[str, NDArray[Any]]
+    held: Arrays
+    backbone: Backbone | None = None
 
     @property
     def dim(self) -> int:
@@ -120,15 +122,110 @@ class _Fitted:
 
     @property
     def spec(self) -> Spec:
-        return {"version": 1, "kind": self.kind, "shape": list(self.shape), "dim": self.dim}
+        return {"version": 1, "kind": self.kind, "shape": list(self.shape), "dim": self.dim, **_code(self.backbone)}
 
     def __call__(self, x: Floats) -> Floats:
         if x.shape[1:] != self.shape:
             raise DataError(f"These features take examples of shape {self.shape}, not {x.shape[1:]}.")
-        return _chunked(FeatureNetwork(self), x)
+        raw, after = _front(self.kind, self.held, self.backbone), affine(_tensors(self.held))
+        return _chunked(lambda part, real: after(raw(part, real)), x)
+
+    def network(self, part: type[FrontNetwork] = FrontNetwork) -> nn.Module:
+        own = {name: array for name, array in self.held.items() if not name.startswith(_WEIGHTS)}
+        return part(self.kind, own, None if self.backbone is None else self.backbone.module)
 
 
-# --- from raw coefficients to features ---
+@dataclass(frozen=True, eq=False)
+class _Joined:
+    """Features beside one another."""
+
+    parts: Sequence[_Fitted]
+
+    @property
+    def dim(self) -> int:
+        return sum(part.dim for part in self.parts)
+
+    @property
+    def spec(self) -> Spec:
+        kind = "+".join(part.kind for part in self.parts)
+        shape = list(self.parts[0].shape)
+        return {"version": 1, "kind": kind, "shape": shape, "dim": self.dim, "parts": [p.spec for p in self.parts]}
+
+    @property
+    def held(self) -> Arrays:
+        return {f"{index}.{name}": array for index, part in enumerate(self.parts) for name, array in part.held.items()}
+
+    def __call__(self, x: Floats) -> Floats:
+        return np.concatenate([part(x) for part in self.parts], axis=1)
+
+    def network(self, part: type[FrontNetwork] = FrontNetwork) -> nn.Module:
+        return JoinedNetwork([one.network(part) for one in self.parts])
+
+
+def _fit(kind: str, proxy: Floats, components: int, base: Path, weights: Arrays | None) -> _Fitted:
+    held, backbone = {}, None
+    if kind in FEATURES:
+        held = _FITTED[kind](proxy) if kind in _FITTED else {}
+    else:
+        backbone = Backbone(kind, proxy.shape[1:], base)
+        if weights is not None:
+            backbone.load(weights)
+        backbone.check()
+        held = {_WEIGHTS + name: array for name, array in backbone.arrays().items()}
+    raw = _chunked(_front(kind, held, backbone), proxy)
+    if not np.isfinite(raw).all():
+        raise DataError(f"The features {kind} of the proxy examples are not finite.")
+    after = _scalar(raw) if kind == "none" else _half_whitened_pca(raw, components)
+    return _Fitted(kind, proxy.shape[1:], held | after, backbone)
+
+
+def _joined(parts: Sequence[_Fitted], proxy: Floats) -> _Joined:
+    """Each part has the mean norm that one alone would have; together they have it too."""
+    factor = np.float32(MEAN_NORM / _mean_norm(_Joined(parts)(proxy)))
+    return _Joined([replace(part, held=part.held | {"basis": part.held["basis"] * factor}) for part in parts])
+
+
+def _restore(spec: Mapping[str, Any], held: Mapping[str, NDArray[Any]], base: Path) -> _Fitted:
+    kind, shape = str(spec.get("kind")), tuple(spec.get("shape", ()))
+    ready = {name: np.ascontiguousarray(array) for name, array in held.items()}
+    weights = below(_WEIGHTS, {n: a for n, a in ready.items() if n.startswith(_WEIGHTS)})
+    mine = ":" in kind and "code" in spec
+    wanted = {"mean", "basis"} | {_WEIGHTS + n for n in weights} if mine else _HELD.get(kind)
+    if spec.get("version") != 1 or set(ready) != wanted:
+        raise _other(spec, held)
+    if not mine:
+        return _Fitted(kind, shape, ready)
+    backbone = Backbone(kind, shape, base, str(spec["code"]))
+    backbone.load(weights)
+    backbone.check()
+    return _Fitted(kind, shape, ready, backbone)
+
+
+def _other(spec: Mapping[str, Any], held: Mapping[str, NDArray[Any]]) -> DataError:
+    return DataError(f"Not a feature map of this version: {dict(spec)}, arrays {sorted(held)}")
+
+
+# --- from examples to raw coefficients ---
+
+_FITTED: dict[str, Callable[[Floats], Arrays]] = {
+    "scattering": lambda proxy: scattering.filters(*proxy.shape[-2:]),
+    "patches": patches.fit,
+}
+
+
+def _front(kind: str, held: Arrays, backbone: Backbone | None) -> Front:
+    return front(kind, _tensors(held)) if backbone is None else one_by_one(backbone)
+
+
+def _tensors(held: Arrays) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in held.items()}
+
+
+def _code(backbone: Backbone | None) -> Spec:
+    return {} if backbone is None else {"code": backbone.code}
+
+
+# --- fitting what follows a front ---
 
 
 def _scalar(raw: Floats) -> dict[str, NDArray[Any]]:
@@ -187,105 +284,10 @@ def _mean_norm(rows: NDArray[Any]) -> float:
     return norm
 
 
-def _affine(held: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    if "basis" not in held:
-        return lambda raw: (raw - held["mean"]) * held["scale"]
-    return lambda raw: (raw - held["mean"]) @ held["basis"]
-
-
-# --- scattering ---
-
-
-def _front(bank: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    """Examples [n, *shape] to raw coefficients [n, d]: pixels, or scattering where there are filters."""
-    return partial(_scatter, bank=bank) if "psi0" in bank else lambda x: x.flatten(1)
-
-
-def _scatter(x: Tensor, bank: Mapping[str, Tensor]) -> Tensor:
-    """Scattering of images [n, ..., height, width] with J = 2, 8 angles, order 2: [n, channels · 81 · h/4 · w/4].
-
-    Bruna & Mallat 2013 (arXiv:1203.1513), section 2: |x ∗ ψ| averaged, then ||x ∗ ψ₁| ∗ ψ₂| averaged for scale 2 >
-    scale 1, with the image's own average: 1 + 2·8 + 8·8 channels, ordered by path. Channels of x are independent.
-    """
-    images = x.reshape(-1, 1, x.shape[-2] * x.shape[-1])
-    fine = _modulus(images, bank["psi0"], bank["at0"], 1)
-    coarse = _modulus(images, bank["psi1"], bank["at1"], 2)
-    pairs = _modulus(fine, bank["psi1"], bank["at1"], 2)
-    averages = (images @ bank["phi0"], fine @ bank["phi0"], coarse @ bank["phi1"], pairs @ bank["phi1"])
-    return torch.cat(averages, dim=1).reshape(len(x), -1)
-
-
-def _modulus(images: Tensor, psi: Tensor, at: Tensor, stride: int) -> Tensor:
-    """|x ∗ ψ| of images [n, m, height · width] -> [n, m · angles, positions].
-
-    The filters [2 · angles, 1, k, k] are real parts, then imaginary ones; `at` [rows, columns] are the pixels of the
-    image with its mirrored border. What a convolution of the network's kind leaves out, flipping the filter, would
-    only conjugate a Morlet wavelet.
-    """
-    flat = images.reshape(-1, images.shape[2])
-    bordered = flat.index_select(1, at.flatten()).reshape(-1, 1, *at.shape)
-    waves = functional.conv2d(bordered, psi, stride=stride).flatten(2)
-    return torch.hypot(waves[:, :_ANGLES], waves[:, _ANGLES:]).reshape(len(images), -1, waves.shape[2])
-
-
-def _filters(height: int, width: int) -> dict[str, NDArray[Any]]:
-    """The filter bank for images of one size, with the constants of Bruna & Mallat as Kymatio has them.
-
-    Scale j has an envelope of 0.8 · 2^j pixels and the centre frequency 3π/4 / 2^j; the average has 0.8 · 2^(J−1).
-    Borders are mirrored, so any size of at least one coefficient works.
-    """
-    bank: dict[str, NDArray[Any]] = {}
-    for j in (0, 1):
-        waves = [_morlet(0.8 * 2**j, 3 * np.pi / 4 / 2**j, np.pi / _ANGLES * (3 - a)) for a in range(_ANGLES)]
-        psi = np.stack([wave.real for wave in waves] + [wave.imag for wave in waves])
-        rows, columns = (_average(-(-n // 2**j), _STEP // 2**j, 1.6 / 2**j) for n in (height, width))
-        bank[f"psi{j}"] = psi[:, None].astype(np.float32)
-        bank[f"at{j}"] = _bordered(psi.shape[1] // 2, height, width)
-        bank[f"phi{j}"] = np.ascontiguousarray(np.kron(rows, columns).T, dtype=np.float32)
-    return bank
-
-
-def _morlet(sigma: float, frequency: float, angle: float) -> NDArray[np.complex128]:
-    """A Morlet wavelet: a Gaussian times a wave, less the multiple of the Gaussian that makes the mean zero.
-
-    The envelope is twice as long across the wave as along it, and cut where convolutions get dear.
-    """
-    radius = round(4.4 * sigma)
-    rows, columns = np.mgrid[-radius : radius + 1, -radius : radius + 1]
-    along = rows * np.cos(angle) + columns * np.sin(angle)
-    across = rows * np.sin(angle) - columns * np.cos(angle)
-    slant = 4 / _ANGLES
-    envelope = np.exp(-(along**2 + (slant * across) ** 2) / (2 * sigma**2)) * slant / (2 * np.pi * sigma**2)
-    wave = envelope * np.exp(1j * frequency * along)
-    return cast(NDArray[np.complex128], wave - envelope * (wave.sum() / envelope.sum()))
-
-
-def _bordered(radius: int, height: int, width: int) -> NDArray[np.int64]:
-    """Pixel numbers [height + 2 · radius, width + 2 · radius] of an image with a mirrored border."""
-    rows, columns = (_mirror(np.arange(-radius, n + radius), n) for n in (height, width))
-    return rows[:, None] * width + columns
-
-
-def _mirror(positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Positions on a line that is mirrored at both ends, however far out: … 1 0 | 0 1 … n−1 | n−1 n−2 …"""
-    folded = positions % (2 * size)
-    return np.minimum(folded, 2 * size - 1 - folded)
-
-
-def _average(size: int, step: int, sigma: float) -> NDArray[np.float64]:
-    """Gaussian averages [⌈size/step⌉, size] at every `step`-th position of a mirrored line, each of sum one."""
-    radius = math.ceil(5 * sigma)
-    matrix = np.zeros((-(-size // step), size))
-    for row, centre in enumerate(range(0, size, step)):
-        positions = np.arange(centre - radius, centre + radius + 1)
-        np.add.at(matrix[row], _mirror(positions, size), np.exp(-((positions - centre) ** 2) / (2 * sigma**2)))
-    return cast(NDArray[np.float64], matrix / matrix.sum(axis=1, keepdims=True))
-
-
 # --- the same bytes whatever the batch ---
 
 
-def _chunked(function: Callable[[Tensor], Tensor], x: Floats) -> Floats:
+def _chunked(function: Front, x: Floats) -> Floats:
     """Applies a function of rows in chunks of one size, the last one padded with zeros, on one thread."""
     parts = []
     with torch.no_grad(), _one_thread():
@@ -293,7 +295,7 @@ def _chunked(function: Callable[[Tensor], Tensor], x: Floats) -> Floats:
             part = np.zeros((_CHUNK, *x.shape[1:]), dtype=np.float32)
             taken = part[: len(x) - start]
             taken[...] = x[start : start + _CHUNK]
-            parts.append(function(torch.from_numpy(part))[: len(taken)].numpy())
+            parts.append(function(torch.from_numpy(part), len(taken))[: len(taken)].numpy())
     return np.concatenate(parts)
 
 
@@ -309,11 +311,18 @@ def _one_thread() -> Iterator[None]:
 
 
 def _check(kind: str, proxy: Floats, components: int) -> None:
-    if kind not in KINDS:
-        raise ConfigError(f"Unknown features {kind!r}.", fix=f"one of {', '.join(KINDS)}")
+    if kind not in FEATURES and ":" not in kind:
+        raise ConfigError(f"Unknown features {kind!r}.", fix=f"one of {', '.join(FEATURES)}, or module:Class")
     if len(proxy) < 2 or proxy.ndim < 2:
         raise DataError(f"Features need at least two proxy examples, not an array of shape {proxy.shape}.")
-    if kind == "scattering" and proxy.ndim not in (3, 4):
-        raise ConfigError(f"Scattering takes images, not examples of shape {proxy.shape[1:]}.", fix="pca or none")
+    if not np.isfinite(proxy).all():
+        raise DataError("The proxy examples have values that are not finite.")
+    if kind in ("scattering", "patches") and proxy.ndim not in (3, 4):
+        raise ConfigError(f"{kind} takes images, not examples of shape {proxy.shape[1:]}.", fix="pca or none")
+    if kind == "patches" and min(proxy.shape[-2:]) < patches.SMALLEST:
+        smallest = f"{patches.SMALLEST} x {patches.SMALLEST}"
+        raise ConfigError(
+            f"patches takes images of {smallest} pixels or more, not {proxy.shape[1:]}.", fix="scattering"
+        )
     if components < 1:
         raise ConfigError(f"components must be at least 1, not {components}.")

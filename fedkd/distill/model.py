@@ -14,7 +14,7 @@ from torch import Tensor
 from fedkd.config import Architecture
 from fedkd.data.proxy import ProxySet
 from fedkd.data.sources import as_float
-from fedkd.distill import students
+from fedkd.distill import checkpoint, students
 from fedkd.distill.features import FeatureMap, arrays, restore
 from fedkd.distill.losses import soften
 from fedkd.distill.trainer import logits
@@ -29,15 +29,16 @@ LARGEST_INPUT = 1e4  # features are clamped here, so that one absurd private rec
 class ProxyView:
     """A proxy set with its public features; what networks see of it is computed once and shared."""
 
-    def __init__(self, proxy: ProxySet) -> None:
+    def __init__(self, proxy: ProxySet, code: Path) -> None:
+        """``code`` is the folder in which a backbone is looked for."""
         self.proxy = proxy
-        self.features = restore(proxy.features_spec, proxy.features_arrays)
+        self.features = restore(proxy.features_spec, proxy.features_arrays, code)
         self._inputs: dict[str, Tensor] = {}
 
     @classmethod
-    def load(cls, path: Path) -> ProxyView:
+    def load(cls, path: Path, code: Path) -> ProxyView:
         """Read and verify a file; the agents of one process share one copy."""
-        return _view(path.resolve(), path.stat().st_mtime_ns if path.exists() else 0)
+        return _view(path.resolve(), path.stat().st_mtime_ns if path.exists() else 0, code.resolve())
 
     def inputs(self, takes: str) -> Tensor:
         """All proxy examples as a network that takes "features" or "raw" sees them."""
@@ -47,8 +48,8 @@ class ProxyView:
 
 
 @lru_cache(maxsize=2)
-def _view(path: Path, modified: int) -> ProxyView:
-    return ProxyView(ProxySet.load(path))
+def _view(path: Path, modified: int, code: Path) -> ProxyView:
+    return ProxyView(ProxySet.load(path), code)
 
 
 def _inputs(features: FeatureMap, takes: str, x: NDArray[Any]) -> Tensor:
@@ -68,9 +69,11 @@ class Model:
 
     @classmethod
     def fresh(cls, architecture: Architecture, view: ProxyView, seed: int, base: Path) -> Self:
-        """Randomly initialised from ``seed``, for the examples of a proxy set."""
+        """For the examples of a proxy set, randomly initialised from ``seed``, or where its configuration says so with
+        public weights, which are looked for in ``base``."""
         proxy = view.proxy
         network = students.build(architecture, view.features.dim, proxy.shape, proxy.classes, seed, base)
+        checkpoint.start(network, view.features, architecture, base)
         plain = Architecture.model_validate(architecture.model_dump(include=set(Architecture.model_fields)))
         return cls(network, view.features, plain, proxy.hash, proxy.classes)
 
@@ -120,10 +123,11 @@ class Model:
         content, meta = read_packed(path)
         if meta.get("format") != FORMAT:
             raise DataError("not a fedkd model", where=str(path), fix="give a student or the teacher")
-        features = restore(meta["features"], below("features.", content))
+        base = base or Path.cwd()
+        features = restore(meta["features"], below("features.", content), base)
         architecture = Architecture.model_validate(meta["architecture"])
         shape = tuple(features.spec["shape"])
-        network = students.build(architecture, features.dim, shape, meta["classes"], 0, base or Path.cwd())
+        network = students.build(architecture, features.dim, shape, meta["classes"], 0, base)
         model = cls(network, features, architecture, meta["proxy"], meta["classes"])
         model.load(below("weights.", content))
         return model

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,28 +15,45 @@ from torch import Tensor, nn
 from fedkd import tensors
 from fedkd.config import Architecture
 from fedkd.data.user_code import call, load_symbol
+from fedkd.distill import networks
 from fedkd.errors import ConfigError, DataError
 from fedkd.rng import derive
 from fedkd.tensors import Arrays
 
 Takes = Literal["features", "raw"]
 
-# What an architecture learns well with where the configuration does not say otherwise; chosen on public tuning splits.
-DEFAULTS: dict[str, dict[str, float]] = {"mlp": {"learning_rate": 0.3}, "cnn": {"learning_rate": 0.1}}
+# What an architecture learns well with where the configuration does not say otherwise; chosen on public tuning splits,
+# for sequences on MNIST-1D.
+DEFAULTS: dict[str, dict[str, float]] = {
+    "mlp": {"learning_rate": 0.3},
+    "cnn": {"learning_rate": 0.1},
+    "rnn": {"learning_rate": 0.5},
+    "transformer": {"learning_rate": 0.2},
+}
 
 
 class Network(nn.Module):
     """A module from examples [n, *input_shape] float32 to logits [n, classes].
 
-    ``takes`` says what the examples are: public features [dim], or raw examples as the source has them.
+    ``takes`` says what the examples are: public features [dim], or raw examples as the source has them. ``maps`` names
+    the modules of the body that have attention maps, with their channels on ``map_axis``.
     """
 
-    def __init__(self, body: nn.Module, takes: Takes, input_shape: tuple[int, ...], classes: int) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        takes: Takes,
+        input_shape: tuple[int, ...],
+        classes: int,
+        maps: tuple[str, ...] = (),
+        map_axis: int = 1,
+    ) -> None:
         super().__init__()
         self.body = body
         self.takes: Takes = takes
         self.input_shape = input_shape
         self.classes = classes
+        self.maps, self.map_axis = tuple(f"body.{name}" for name in maps), map_axis
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.body(x)
@@ -49,18 +65,26 @@ def build(
 ) -> Network:
     """The network that a configuration names, in training mode, its parameters a pure function of ``seed``.
 
-    ``linear`` (starts at zero) and ``mlp`` (tanh) take features [features_dim]; ``cnn`` takes raw images ``shape`` =
-    [channels, height, width]; ``module:Class`` is made as ``Class(input_shape, classes)`` and takes features
-    unless it has ``takes = "raw"``. The global random state is left alone. Raises ConfigError for a user's class that
-    cannot be used, DataError for what it answers.
+    ``linear`` (starts at zero) and ``mlp`` (tanh) take features [features_dim]; ``cnn``, ``rnn`` and ``transformer``
+    take raw images or sequences, ``shape`` = [channels, height, width] or [channels, length]; ``module:Class`` is made
+    as ``Class(input_shape, classes)`` and takes features unless it has ``takes = "raw"``. The global random state is
+    left alone. Raises ConfigError for examples that do not suit, or a user's class that cannot be used, DataError for
+    what that class answers.
     """
-    with _seeded(derive(seed, "student")):
+    with seeded(derive(seed, "student")):
         if student.kind == "linear":
-            return Network(_linear(features_dim, classes), "features", (features_dim,), classes)
+            return Network(networks.linear(features_dim, classes), "features", (features_dim,), classes)
         if student.kind == "mlp":
-            return Network(_mlp(features_dim, student, classes), "features", (features_dim,), classes)
+            return Network(networks.mlp(features_dim, student, classes), "features", (features_dim,), classes)
         if student.kind == "cnn":
-            return Network(_cnn(shape, classes), "raw", shape, classes)
+            body, maps = networks.cnn(shape, student, classes)
+            return Network(body, "raw", shape, classes, maps)
+        if student.kind == "rnn":
+            maps = tuple(f"layers.{index}" for index in range(len(student.hidden)))
+            return Network(networks.Rnn(shape, student, classes), "raw", shape, classes, maps, 2)
+        if student.kind == "transformer":
+            maps = tuple(f"blocks.{index}" for index in range(student.layers))
+            return Network(networks.Transformer(shape, student, classes), "raw", shape, classes, maps, 2)
         return _user(student.kind, features_dim, shape, classes, base)
 
 
@@ -99,7 +123,7 @@ def digest(module: nn.Module) -> str:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Everything random inside depends on the seed alone, a user's code with numpy or random included."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
@@ -113,38 +137,6 @@ def _seeded(seed: int) -> Iterator[None]:
             random.setstate(python_state)
 
 
-def _linear(dim: int, classes: int) -> nn.Module:
-    layer = nn.Linear(dim, classes)
-    nn.init.zeros_(layer.weight)  # convex: every start ends in the same place, and this one favours no class
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _mlp(dim: int, student: Architecture, classes: int) -> nn.Module:
-    layers: list[nn.Module] = []
-    widths = (dim, *student.hidden)
-    for inside, outside in pairwise(widths):
-        layers += [nn.Linear(inside, outside), nn.Tanh() if student.activation == "tanh" else nn.ReLU()]
-        layers += [nn.Dropout(student.dropout)] if student.dropout else []
-    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
-
-
-def _cnn(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """About 30,000 parameters. Tanh bounds activations, and so gradients before clipping (Papernot et al. 2021,
-    arXiv:2007.14191); GroupNorm as in Tramèr & Boneh 2021 (arXiv:2011.11660).
-    """
-    if len(shape) != 3 or not all(8 <= side <= 64 for side in shape[1:]):
-        raise ConfigError(
-            f"a cnn takes images [channels, height, width] from 8 x 8 to 64 x 64, not examples {list(shape)}",
-            where="key 'kind'",
-            fix="use linear or mlp on features, or reshape the source's x",
-        )
-    stride = 1 if min(shape[1:]) < 16 else 2
-    block1 = [nn.Conv2d(shape[0], 32, 5, stride, 2), nn.GroupNorm(8, 32), nn.Tanh(), nn.MaxPool2d(2)]
-    block2 = [nn.Conv2d(32, 64, 3, 1, 1), nn.GroupNorm(8, 64), nn.Tanh(), nn.AdaptiveAvgPool2d(4)]
-    return nn.Sequential(*block1, *block2, nn.Flatten(), nn.Linear(64 * 4 * 4, classes))
-
-
 def _user(name: str, features_dim: int, shape: tuple[int, ...], classes: int, base: Path) -> Network:
     make: Callable[..., Any] = load_symbol(name, base)
     takes: Takes = getattr(make, "takes", "features")
@@ -154,7 +146,7 @@ def _user(name: str, features_dim: int, shape: tuple[int, ...], classes: int, ba
     body = call(name, make, input_shape, classes)
     if not isinstance(body, nn.Module):
         raise ConfigError(f"{name} made a {type(body).__name__}, not a torch.nn.Module", where=name)
-    network = Network(body, takes, input_shape, classes).eval()
+    network = Network(body, takes, input_shape, classes, *_maps(name, make, body)).eval()
     with torch.no_grad():
         check_output(call(name, network, torch.zeros(2, *input_shape)), 2, classes, name)
     odd = [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]
@@ -162,3 +154,14 @@ def _user(name: str, features_dim: int, shape: tuple[int, ...], classes: int, ba
     if odd:
         raise ConfigError(f"parameters must be float32: {', '.join(odd)}", where=name)
     return network.train()
+
+
+def _maps(name: str, make: object, body: nn.Module) -> tuple[tuple[str, ...], int]:
+    """What a user's class says of its attention maps."""
+    maps, axis = tuple(getattr(make, "maps", ())), getattr(make, "map_axis", 1)
+    known = {module for module, _ in body.named_modules()}
+    odd = [one for one in maps if one not in known]
+    if odd or not isinstance(axis, int):
+        what = f"there is no module {odd[0]!r}" if odd else f"'map_axis' must be an integer, not {axis!r}"
+        raise ConfigError(f"the attention maps cannot be used: {what}", where=name, fix="see 'maps' of the class")
+    return maps, axis

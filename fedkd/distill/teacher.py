@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedkd.config import EarlierTerm
 from fedkd.config import Teacher as TeacherConfig
 from fedkd.consensus import Consensus
-from fedkd.distill.losses import Objective, SoftLabels, cross_entropy, soften
+from fedkd.distill.losses import Objective, Targets, cross_entropy, soften
 from fedkd.distill.model import Model, ProxyView
+from fedkd.distill.outputs import targets_of
 from fedkd.distill.trainer import Distillation, Labelled, fit, logits
 from fedkd.rng import derive
 from fedkd.tensors import Arrays
@@ -28,19 +31,20 @@ class Teacher:
         self.model = Model.fresh(config, view, derive(seed, "teacher"), base)
         self._x = view.inputs(self.model.network.takes)
         self._labels: Tensor | None = None if view.proxy.labels is None else torch.from_numpy(view.proxy.labels)
+        self._trained = False
 
     def distil(self, consensus: Consensus | None, round: int) -> None:
         """Fit a fresh model to what the consensus knows (none yet: to the labels of a labelled proxy set).
 
-        A fresh one, because an old one would keep what it learned from the noisier answers of earlier rounds.
+        A fresh one, because an old one would keep what it learned from the noisier answers of earlier rounds. Terms
+        that compare with the teacher of the round before begin where there is one.
         """
         seed = derive(self._seed, "distil", round)
-        self.model = Model.fresh(self._config, self._view, seed, self._base)
+        before = self.model.network if self._trained else None
+        self.model, self._trained = Model.fresh(self._config, self._view, seed, self._base), False
         parts: list[Distillation | Labelled] = []
         if consensus is not None and consensus.known.any():
-            known = torch.from_numpy(np.flatnonzero(consensus.known))
-            target = SoftLabels(torch.from_numpy(consensus.rows)[known], 1.0)
-            parts.append(Distillation(self._x[known], target, Objective(self._config.terms), seed))
+            parts.append(self._distillation(consensus, before, seed))
         if self._labels is not None and self._config.label_weight > 0:
             parts.append(Labelled(self._x, self._labels))
         order = torch.Generator().manual_seed(derive(seed, "labels"))
@@ -59,6 +63,17 @@ class Teacher:
             weight_decay=self._config.weight_decay,
             seed=seed,
         )
+        self._trained = True
+
+    def _distillation(self, consensus: Consensus, before: nn.Module | None, seed: int) -> Distillation:
+        alone = before is None
+        terms = {n: weight for n, weight in self._config.terms.items() if not (alone and n in get_args(EarlierTerm))}
+        objective, known = Objective(terms), torch.from_numpy(np.flatnonzero(consensus.known))
+        x, rows = self._x[known], torch.from_numpy(consensus.rows)[known]
+        targets = Targets(rows, 1.0)
+        if before is not None and objective.needs & {"earlier", "hidden", "attention"}:
+            targets = replace(targets_of(before, x, 1.0, objective.needs), rows=rows)
+        return Distillation(x, targets, objective, seed, self._config.perturbation)
 
     def _part(self, part: Distillation | Labelled, network: nn.Module, order: torch.Generator) -> Tensor:
         size = self._config.batch_size
@@ -77,9 +92,10 @@ class Teacher:
         return soften(logits(self.model.network, self._x), temperature).numpy()
 
     def arrays(self) -> Arrays:
-        """The weights."""
-        return self.model.arrays()
+        """The weights, and whether they have learned anything."""
+        return self.model.arrays() | {"trained": np.array([self._trained], np.uint8)}
 
     def load(self, arrays: Arrays) -> None:
         """Continue from these weights."""
-        self.model.load(arrays)
+        self.model.load({name: array for name, array in arrays.items() if name != "trained"})
+        self._trained = bool(arrays["trained"][0])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fedkd.distill.losses import Objective, SoftLabels, cross_entropy
+from fedkd.distill.losses import Objective, Outputs, Targets, cross_entropy
+from fedkd.distill.outputs import observe
 from fedkd.errors import FedkdError
 from fedkd.privacy.gradients import PerExampleLoss, shortened
 from fedkd.privacy.noise import NoiseSource
@@ -97,21 +98,45 @@ class PlainSteps:
                 p.grad = gradient if p.grad is None else p.grad + gradient
 
 
-class Distillation:
-    """Soft labels of the proxy set and the terms by which a student learns from them.
+def public_order(seed: int) -> torch.Generator:
+    """The order in which proxy examples come; anybody can compute it."""
+    return torch.Generator().manual_seed(derive(seed, "public batches") % 2**63)
 
-    ``seed`` orders the mini-batches; it is public, and has nothing to do with the noise.
+
+class Distillation:
+    """What the proxy examples x [n, ...] should be answered with, and the terms by which a network learns it.
+
+    ``seed`` orders the mini-batches and draws the perturbations, whose size is given in standard deviations of x; it is
+    public, and has nothing to do with the noise. ``project`` takes the network's hidden activations to the targets'.
     """
 
-    def __init__(self, x: Tensor, labels: SoftLabels, objective: Objective, seed: int) -> None:
-        self._x, self._labels, self._objective = x, labels, objective
-        self._order = torch.Generator().manual_seed(derive(seed, "public batches") % 2**63)
+    def __init__(
+        self,
+        x: Tensor,
+        targets: Targets,
+        objective: Objective,
+        seed: int,
+        perturbation: float = 0.0,
+        project: nn.Module | None = None,
+    ) -> None:
+        self._x, self._targets, self._objective, self._project = x, targets, objective, project
+        self._order = public_order(seed)
+        self._random = torch.Generator().manual_seed(derive(seed, "perturbations"))
+        self._size = perturbation * float(x.std()) if "perturbed" in objective.needs else 0.0
 
     def batch(self, network: nn.Module, size: int) -> Tensor:
         """Mean objective of a random mini-batch (scalar, differentiable)."""
         some = torch.randperm(len(self._x), generator=self._order)[:size]
-        target = SoftLabels(self._labels.rows[some], self._labels.temperature)
-        return self._objective(network(self._x[some]), target).mean()
+        outputs = observe(network, self._x[some], self._objective.needs, self._perturbed)
+        return self._objective(self._projected(outputs), self._targets.take(some)).mean()
+
+    def _perturbed(self, x: Tensor) -> Tensor:
+        return x + self._size * torch.randn(x.shape, generator=self._random)
+
+    def _projected(self, outputs: Outputs) -> Outputs:
+        if self._project is None or outputs.hidden is None:
+            return outputs
+        return replace(outputs, hidden=self._project(outputs.hidden))
 
 
 def learn_round(

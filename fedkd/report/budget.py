@@ -9,9 +9,11 @@ from typing import Any, TypedDict
 from fedkd import __version__
 from fedkd.privacy.events import Unit
 from fedkd.report import statements
+from fedkd.report.audit import AuditResult, audited, refutations
 from fedkd.report.mechanisms import mechanisms
+from fedkd.report.numbers import number
 from fedkd.report.schema import VERSION, Agreed, BudgetReport, Charged, Client, Code, Column, Limits
-from fedkd.report.spend import Account, number, spend
+from fedkd.report.spend import Account, past_of, spend
 from fedkd.tensors import canonical, digest
 
 DEFAULT_DELTA = 1e-5
@@ -30,6 +32,8 @@ class LedgerExport(TypedDict, total=False):
     noise: str
     head: str
     contracts: Sequence[Mapping[str, Any]]
+    begun: int
+    first: Sequence[Mapping[str, Any]]
     events: Sequence[Mapping[str, Any]]
 
 
@@ -39,8 +43,12 @@ def budget_report(
     delta: float | None = None,
     provenance: Mapping[str, str] | None = None,
     config_hash: str | None = None,
+    public_weights: Sequence[str] = (),
+    audit: Sequence[AuditResult] = (),
 ) -> BudgetReport:
-    """The report of client -> LedgerExport. ``delta`` overrules the policies'; ``provenance`` is by proxy hash.
+    """The report of client -> LedgerExport. ``delta`` overrules the policies'; ``provenance`` is by proxy hash;
+    ``public_weights`` are the hashes of what networks started from; ``audit`` are results of ``fedkd audit``, and one
+    that refutes its claim leaves no guarantee.
 
     Raises PrivacyError if the accountants disagree by more than TOLERANCE, or for events or a delta that they cannot
     account for.
@@ -48,17 +56,25 @@ def budget_report(
     points = max(FEWEST_POINTS, min(POINTS, ALL_POINTS // max(len(exports), 1)))
     clients = {name: _client(name, exports[name], delta, provenance or {}, points) for name in sorted(exports)}
     used = sorted({one["mechanism"] for export in exports.values() for one in export.get("events", ())})
-    units = {unit: _column(unit, clients.values(), used) for unit in UNITS}
+    sources = sources_hash()
+    shown = audited(audit, config_hash, sources)
+    refuted = refutations(shown)
+    units = {unit: _column(unit, clients.values(), used, refuted) for unit in UNITS}
     return BudgetReport(
         schema_version=VERSION,
-        holds=not _simulated(clients.values()) and units["example"].epsilon != "inf",
+        holds=not _simulated(clients.values()) and units["example"].epsilon != "inf" and not refuted,
         units=units,
         trust_models={mechanism: statements.trust(mechanism) for mechanism in used},
         outputs_covered=statements.covered(used),
         outputs_not_covered=statements.not_covered(used),
         floating_point={mechanism: statements.arithmetic(mechanism) for mechanism in used},
-        audit="none run",
-        code=Code(fedkd=__version__, sources=sources_hash(), config_hash=config_hash or "not given"),
+        audit=shown,
+        code=Code(
+            fedkd=__version__,
+            sources=sources,
+            config_hash=config_hash or "not given",
+            public_weights=list(public_weights),
+        ),
         clients=clients,
     )
 
@@ -73,17 +89,18 @@ def _simulated(clients: Collection[Client]) -> bool:
     return any(client.noise != "os" for client in clients)
 
 
-def _column(unit: Unit, clients: Collection[Client], used: Collection[str]) -> Column:
+def _column(unit: Unit, clients: Collection[Client], used: Collection[str], refuted: Sequence[str]) -> Column:
     charged = [client for client in clients if client.spent[unit].per_round]
     adjacencies = sorted({client.spent[unit].adjacency for client in charged}) or ["add_remove"]
     epsilon = max((float(client.spent[unit].epsilon) for client in charged), default=0.0)
     delta = max((client.delta for client in charged), default=0.0)
     central = any(mechanism in statements.CENTRAL for mechanism in used)
+    promised = statements.guarantee(unit, adjacencies, epsilon, delta, central, _simulated(clients))
     return Column(
         unit=unit,
         adjacencies=adjacencies,
         meaning=statements.UNITS[unit],
-        guarantee=statements.guarantee(unit, adjacencies, epsilon, delta, central, _simulated(clients)),
+        guarantee=statements.refuted(refuted) if refuted else promised,
         epsilon=number(epsilon),
         delta=delta,
     )
@@ -91,9 +108,9 @@ def _column(unit: Unit, clients: Collection[Client], used: Collection[str]) -> C
 
 def _client(name: str, export: LedgerExport, delta: float | None, provenance: Mapping[str, str], points: int) -> Client:
     records, contracts = list(export.get("events", ())), list(export.get("contracts", ()))
-    limits = _limits(export.get("policy"), contracts)
+    limits = limits_of(export.get("policy"), contracts)
     delta = (limits.delta or DEFAULT_DELTA) if delta is None else delta
-    account = Account.of(name, records, contracts, delta)
+    account = Account.of(name, export, delta)
     noise = _noise(export, contracts)
     return Client(
         delta=delta,
@@ -102,7 +119,7 @@ def _client(name: str, export: LedgerExport, delta: float | None, provenance: Ma
         charged=_charged(account),
         bytes_released=sum(int(record.get("bytes") or 0) for record in records),
         mechanisms=[part for contract in contracts for part in mechanisms(contract)],
-        adaptivity=statements.adaptivity(len(contracts), account.events),
+        adaptivity=statements.adaptivity(past_of(export).contracts, account.events),
         noise=noise,
         randomness=statements.RANDOMNESS.get(noise, statements.UNKNOWN_NOISE),
         proxies={str(c["proxy"]): provenance.get(str(c["proxy"]), "not given") for c in contracts},
@@ -111,7 +128,7 @@ def _client(name: str, export: LedgerExport, delta: float | None, provenance: Ma
     )
 
 
-def _limits(policy: Mapping[str, Any] | None, contracts: Sequence[Mapping[str, Any]]) -> Limits:
+def limits_of(policy: Mapping[str, Any] | None, contracts: Sequence[Mapping[str, Any]]) -> Limits:
     """The policy's where it is known, else the newest contract's."""
     given: Mapping[str, Any] = policy or (contracts[-1]["limits"] if contracts else {})
     whole = given.get("unit") == "client"

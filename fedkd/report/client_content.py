@@ -77,9 +77,10 @@ def _spent(spent: Spend, client: Client) -> Iterator[Part]:
     )
     what = f"epsilon {show(spent.epsilon)} at delta {show(client.delta)}, {unit}, over the ledger's lifetime"
     left = () if spent.left is None else ((f"left per {spent.unit}", f"{show(spent.left)} of {show(spent.limit)}"),)
-    yield Fields(((f"spent per {spent.unit}", what), *left, ("accountant", spent.accountant), *checks))
     if spent.unit == "client" and spent.epsilon == "inf":
+        yield Fields(((f"spent per {spent.unit}", what), *left))
         return
+    yield Fields(((f"spent per {spent.unit}", what), *left, ("accountant", spent.accountant), *checks))
     if len(spent.per_block) > 1:
         yield Table(f"Epsilon by block, {unit}", ("block", "epsilon"), rows(spent.per_block.items()))
         lifetime = client.limits.one_example_in_each_block
@@ -87,8 +88,8 @@ def _spent(spent: Spend, client: Client) -> Iterator[Part]:
         yield Fields(
             (("one example a block", f"epsilon {show(spent.one_example_in_each_block)}{of}, all blocks together"),)
         )
-    curve = rows((point.epsilon, point.delta) for point in spent.curve)
-    yield Table(f"Epsilon against delta, {unit}", ("epsilon", "delta"), curve)
+    curve = rows((point.delta, point.epsilon) for point in spent.curve)
+    yield Table(f"Epsilon against delta, {unit}", ("delta", "epsilon"), curve)
     rounds = rows((at.charge, at.run, at.round, at.state, at.epsilon) for at in spent.per_round)
     header = ("charge", "run", "round", "state", "epsilon so far")
     yield Table(f"Epsilon after each round, {unit}", header, rounds, folded=True)

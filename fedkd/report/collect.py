@@ -7,19 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from fedkd.config import ClientConfig, load
 from fedkd.data.proxy import ProxySet
 from fedkd.errors import ConfigError, DataError
 from fedkd.privacy.ledger import Ledger
+from fedkd.report.audit import AuditResult
 
 LEDGER = "ledger.sqlite"
+AUDIT = "audit.json"
+
+
+def files(path: Path) -> list[Path]:
+    """A ledger, or all below a folder. Raises ConfigError if there is none."""
+    found = [path] if path.is_file() else sorted(path.rglob(LEDGER))
+    if not found:
+        raise ConfigError("there is no ledger here", where=str(path), fix="give a run directory or a client's folder")
+    return found
 
 
 def ledgers(path: Path) -> dict[Path, dict[str, Any]]:
     """Verified exports by file: of a ledger, or of all below a folder. Raises ConfigError if there is none."""
-    files = [path] if path.is_file() else sorted(path.rglob(LEDGER))
-    if not files:
-        raise ConfigError("there is no ledger here", where=str(path), fix="give a run directory or a client's folder")
-    return {file: Ledger.read(file) for file in files}
+    return {file: Ledger.read(file) for file in files(path)}
 
 
 def exports(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -44,6 +54,30 @@ def config_hash(paths: Sequence[Path]) -> str | None:
         return str(json.loads((paths[0] / "versions.json").read_text())["config"]) if len(paths) == 1 else None
     except (OSError, ValueError, KeyError):
         return None
+
+
+def public_weights(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of the files that networks started from, as the run directories and client folders named say."""
+    found: set[str] = set()
+    for path in paths:
+        versions, client = path / "versions.json", path / "client.yaml"
+        if versions.exists():
+            found |= set(json.loads(versions.read_text()).get("public_weights", {}).values())
+        if client.exists():
+            found |= {load(ClientConfig, client).student.init_hash or ""} - {""}
+    return sorted(found)
+
+
+def audits(paths: Sequence[Path]) -> list[AuditResult]:
+    """Results of ``fedkd audit`` that lie in the folders. Raises DataError for a file that is none."""
+    return [_audit(path / AUDIT) for path in paths if (path / AUDIT).is_file()]
+
+
+def _audit(file: Path) -> AuditResult:
+    try:
+        return AuditResult.model_validate_json(file.read_bytes())
+    except ValidationError:
+        raise DataError("not a result of fedkd audit", where=str(file), fix="write it again, or remove it") from None
 
 
 def _provenance(file: Path) -> tuple[str, str]:

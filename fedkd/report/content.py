@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fedkd.privacy.events import Unit
 from fedkd.report import document
+from fedkd.report.audit import sentences
 from fedkd.report.client_content import change, client_section
 from fedkd.report.document import Beside, Bullets, Document, Fields, Paragraph, Part, Section, Table, show
 from fedkd.report.figures import budget_figures
@@ -29,9 +30,9 @@ def budget_document(report: BudgetReport) -> Document:
             sections=(
                 Section("What is covered, and what is not", (_covered(report),)),
                 Section("Bounds", tuple(_bounds(report))),
-                Section("Clients", tuple(_clients(report))),
                 *_drawn(report, clients),
                 Section("About this report", (_about(report),)),
+                Section("Clients", tuple(_clients(report, clients))),
                 *(client_section(name, client, n) for n, (name, client) in enumerate(detailed, start=1)),
             ),
         )
@@ -62,33 +63,34 @@ def _bounds(report: BudgetReport) -> Iterator[Part]:
     yield Fields(tuple(_by_mechanism("trust model", report.trust_models)))
 
 
-def _clients(report: BudgetReport) -> Iterator[Part]:
+def _clients(report: BudgetReport, clients: Mapping[str, Client]) -> Iterator[Part]:
     epsilons: dict[str, Shown] = {}
     for unit, column in report.units.items():
         epsilons |= _of(unit, column.adjacencies)
-    yield _table(report, "Epsilon by client and unit", epsilons | {"delta": lambda client: client.delta})
+    yield _table(clients, "Epsilon by client and unit", epsilons | {"delta": lambda client: client.delta})
     charges: dict[str, Shown] = {
         "rounds charged": lambda client: client.charged.released + client.charged.reserved,
         "of them unreleased": lambda client: client.charged.reserved,
         "lost": lambda client: client.charged.lost or "-",
         "noise": lambda client: client.noise,
     }
-    yield _table(report, "Charges by client", charges)
-    if len(report.clients) > DETAILED:
+    yield _table(clients, "Charges by client", charges, folded=len(clients) > DETAILED)
+    if len(clients) > DETAILED:
         yield Paragraph(
             f"Below are the details of the {DETAILED} clients with the largest epsilon; the JSON form has those of all "
-            f"{len(report.clients)}."
+            f"{len(clients)}."
         )
 
 
-def _table(report: BudgetReport, caption: str, columns: Mapping[str, Shown]) -> Table:
+def _table(clients: Mapping[str, Client], caption: str, columns: Mapping[str, Shown], folded: bool = False) -> Table:
     """A row a client; a column that has nothing to say of any client is left out."""
-    clients = report.clients.items()
     told = {
-        header: tell for header, tell in columns.items() if not clients or any(tell(one) != "-" for _, one in clients)
+        header: tell
+        for header, tell in columns.items()
+        if not clients or any(tell(client) != "-" for client in clients.values())
     }
-    rows = ((name, *(tell(client) for tell in told.values())) for name, client in clients)
-    return Table(caption, ("client", *told), document.rows(rows))
+    rows = ((name, *(tell(client) for tell in told.values())) for name, client in clients.items())
+    return Table(caption, ("client", *told), document.rows(rows), folded)
 
 
 def _of(unit: Unit, adjacencies: Sequence[str]) -> dict[str, Shown]:
@@ -125,9 +127,13 @@ def _about(report: BudgetReport) -> Fields:
     return Fields(
         (
             *_by_mechanism("floating point", report.floating_point),
-            ("audit", report.audit),
+            *(("" if n else "audit", sentence) for n, sentence in enumerate(sentences(report.audit))),
             ("code", f"fedkd {code.fedkd}, sources {code.sources}"),
             ("configuration", f"config_hash {code.config_hash}"),
+            *(
+                ("public weights", f"SHA-256 {one}; what they have learned from is not covered")
+                for one in code.public_weights
+            ),
             ("fields", "after NIST SP 800-226 and Ponomareva et al. 2023 (arXiv:2303.00654, section 5.3)"),
         )
     )

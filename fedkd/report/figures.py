@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from fedkd.privacy.events import Unit
-from fedkd.report.document import Bar, Bars, Figure, Lines, Series, show, used_of
+from fedkd.report.document import Bar, Bars, Figure, Lines, Series, shortened, show, used_of
 from fedkd.report.schema import Client, Spend
 
 MOST_CURVES = 8
 MOST_BARS = 20
+FIRST = 12
+"""Characters of a name that stands for several."""
 
 Spends = Mapping[str, Spend]
 
@@ -114,4 +116,4 @@ def _curves(points: Mapping[str, list[tuple[float, float]]]) -> tuple[tuple[Seri
 
 def _together(labels: list[str]) -> str:
     first, *others = labels
-    return f"{first} and {len(others)} more" if others else first
+    return f"{shortened(first, FIRST)} and {len(others)} more" if others else first

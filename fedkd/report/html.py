@@ -30,6 +30,12 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 EXPONENT, WHOLE = re.compile(r"\de-\d+"), r'<span class="whole">\g<0></span>'
 
+UNBROKEN = 24
+"""Characters of a name that is kept on one line."""
+
+WIDE = 40
+"""Characters of a text that is not squeezed into a narrow column."""
+
 SHORT = 12
 """Rows of a table that stays on one page of paper."""
 
@@ -96,7 +102,7 @@ class _Page:
     def _figure(self, figure: Figure) -> str:
         self._figures += 1
         caption = f"<figcaption><strong>{escape(figure.title)}</strong><br>{escape(figure.summary)}</figcaption>"
-        return f"<figure>{caption}{svg(figure, self._figures)}</figure>"
+        return f"<figure>{caption}{_scrolling(figure.title, svg(figure, self._figures))}</figure>"
 
     def _table(self, table: Table) -> str:
         numeric = [table.numeric(column) for column in range(len(table.header))]
@@ -104,10 +110,9 @@ class _Page:
         rows = "\n".join(f"<tr>{self._row(row, numeric)}</tr>" for row in table.rows)
         body = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>"
         caption = escape(table.caption)
-        # a region that scrolls must be reached by the keyboard
         size = "short" if len(table.rows) <= SHORT else "long"
-        frame = f'<div class="scroll {size}" tabindex="0" role="region" aria-label="{caption}">'
-        whole = f"{frame}<table><caption>{caption}</caption>\n{body}\n</table></div>"
+        drawn = f'<table class="{size}"><caption>{caption}</caption>\n{body}\n</table>'
+        whole = _scrolling(table.caption, drawn)
         return (
             f"<details><summary>{caption}, {len(table.rows)} rows</summary>{whole}</details>" if table.folded else whole
         )
@@ -116,16 +121,23 @@ class _Page:
         first, *others = row
         anchor = self._anchors.get(first)
         name = f'<a href="#{escape(anchor)}">{escape(first)}</a>' if anchor else escape(first)
-        return f'<th scope="row"{_align(numeric[0])}>{name}</th>{_cells("td", others, numeric[1:])}'
+        kinds = ("number" if numeric[0] else "", "whole" if len(first) <= UNBROKEN else "")
+        return f'<th scope="row" class="{" ".join(kinds).strip()}">{name}</th>{_cells("td", others, numeric[1:])}'
+
+
+def _scrolling(name: str, content: str) -> str:
+    """A region that scrolls where it is too wide; the keyboard reaches it too."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{content}</div>'
 
 
 def _cells(tag: str, cells: Iterable[str], numeric: Iterable[bool], more: str = "") -> str:
     pairs = zip(cells, numeric, strict=True)
-    return "".join(f"<{tag}{more}{_align(right)}>{escape(cell)}</{tag}>" for cell, right in pairs)
+    return "".join(f"<{tag}{more}{_kind(cell, right)}>{escape(cell)}</{tag}>" for cell, right in pairs)
 
 
-def _align(right: bool) -> str:
-    return ' class="number"' if right else ""
+def _kind(cell: str, right: bool) -> str:
+    kind = "number" if right else "wide" if len(cell) > WIDE else ""
+    return f' class="{kind}"' if kind else ""
 
 
 def _fields(part: Fields) -> str:

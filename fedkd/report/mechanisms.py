@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedkd.privacy.costs import GRID
+from fedkd.privacy.discrete import SMOOTHING
 from fedkd.privacy.events import PrivacyEvent
 from fedkd.report import statements
 from fedkd.report.schema import Mechanism, Sampler
@@ -97,4 +98,7 @@ def _noise(event: PrivacyEvent, sensitivity: float, sigma: float) -> str:
     if event.mechanism == "dp_sgd":
         return f"sigma = z Delta = {event.noise_multiplier:g} x {sensitivity:g} = {sigma:g}"
     asked = (event.noise_multiplier * sensitivity) ** 2
-    return f"sigma^2 = {sigma**2:.10g} on integers, charged as (z Delta)^2 = {asked:.10g}"
+    return (
+        f"sigma^2 = {sigma**2:.10g} on integers, which is charged as a continuous Gaussian of variance "
+        f"(z Delta)^2 = {asked:.10g}, no more than the sigma^2 - {SMOOTHING} that is proved"
+    )

@@ -1,10 +1,34 @@
-"""Plots of a run, drawn from its metrics alone."""
+"""Plots as files: of a run, drawn from its metrics alone, and of any document's curves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
+
+from fedkd.report.document import Lines
+
+DRAWN = (".svg", ".png")
+"""What a plot's file may end in."""
+
+
+def draw_lines(figure: Lines, path: Path) -> None:
+    """Write one figure; curves differ by dash and marker. The same figure gives the same bytes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "fedkd"}):
+        drawn = Figure(figsize=(7, 4), layout="constrained")
+        axes = drawn.add_subplot()
+        for series, style in zip(figure.series, cycle(("o-", "s--", "^:", "D-.")), strict=False):
+            axes.plot(*zip(*series.points, strict=True), style, label=series.label)
+        axes.set(xlabel=figure.x, ylabel=figure.y, title=figure.title)
+        axes.legend()
+        undated = {"Date": None} if path.suffix.lower() == ".svg" else None
+        drawn.savefig(path, dpi=120, metadata=undated)
 
 
 def draw(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], folder: Path) -> None:

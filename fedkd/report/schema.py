@@ -3,19 +3,17 @@ them when it is made."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from fedkd.config import Model
 from fedkd.privacy.events import Adjacency, Unit
+from fedkd.report.audit import Audited
+from fedkd.report.numbers import Finite, Number
 
-VERSION = 2
+VERSION = 3
 """Grows with every change that a reader of the JSON form could notice."""
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Number = Finite | Literal["inf"]
-"""What strict JSON can carry: infinity is a word, and never left blank."""
 
 State = Literal["released", "reserved", "lost"]
 
@@ -160,20 +158,21 @@ class Code(Model):
     fedkd: str
     sources: str = Field(description="hash of the installed source files")
     config_hash: str
+    public_weights: list[str] = Field(description="SHA-256 of the files that networks started from, taken as public")
 
 
 class BudgetReport(Model):
     """How much privacy has been spent: fields after NIST SP 800-226 and Ponomareva et al. 2023 (arXiv:2303.00654,
     section 5.3)."""
 
-    schema_version: Literal[2]
-    holds: bool = Field(description="whether the guarantee is one at all")
+    schema_version: Literal[3]
+    holds: bool = Field(description="whether the guarantee is one at all, and no audit has refuted it")
     units: dict[Unit, Column]
     trust_models: dict[str, str] = Field(description="mechanism -> whom its guarantee relies on")
     outputs_covered: list[str]
     outputs_not_covered: list[str]
     floating_point: dict[str, str] = Field(description="mechanism -> how its noise is made in a computer's arithmetic")
-    audit: str
+    audit: list[Audited] | Literal["none run"]
     code: Code
     clients: dict[str, Client]
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fedkd.errors import PrivacyError
 from fedkd.privacy.accounting import CURVE_DELTAS, Accountant, ClosedForm, Pld, round_up
 from fedkd.privacy.blocks import ALL, by_block
 from fedkd.privacy.events import PrivacyEvent, Unit
+from fedkd.privacy.ledger import Ledger
 from fedkd.privacy.limits import Past
 from fedkd.privacy.units import adjacency, seen_by
-from fedkd.report.schema import Charge, CrossCheck, Limits, Number, Point, Spend
+from fedkd.report.numbers import Number, number
+from fedkd.report.schema import Charge, CrossCheck, Limits, Point, Spend
 
 TOLERANCE = 0.02
 """The largest difference between two accountants at which a report is given at all."""
+
+SAME = ("mechanism", "noise_multiplier", "sample_rate", "unit", "adjacency")
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -32,11 +37,11 @@ class Account:
     accountant: Accountant
 
     @classmethod
-    def of(cls, client: str, records: Records, contracts: Records, delta: float) -> Account:
+    def of(cls, client: str, export: Mapping[str, Any], delta: float) -> Account:
         """Of what a ledger exports."""
-        past = past_of(records, contracts)
+        past = past_of(export)
         accountant = past.accountant((), delta, another=False)
-        return cls(client, charged(records), past.events, delta, accountant)
+        return cls(client, charged(export.get("events", ())), past.events, delta, accountant)
 
     def epsilon(self, unit: Unit, events: Iterable[PrivacyEvent]) -> float:
         """Of some of the events, as a unit sees them."""
@@ -47,24 +52,49 @@ class Account:
         return {**by_block(events)} if unit == "example" else {ALL: events}
 
     def by_block(self, unit: Unit, events: Sequence[PrivacyEvent]) -> dict[str, float]:
-        """block -> epsilon of one unit in it."""
-        return {block: self.epsilon(unit, some) for block, some in self.blocks(unit, events).items()}
+        """block -> epsilon of one unit in it; of blocks that were charged alike it is computed once."""
+        known: dict[tuple[PrivacyEvent, ...], float] = {}
+        found = {}
+        for block, some in self.blocks(unit, events).items():
+            alike = tuple(sorted((replace(event, blocks=(ALL,)) for event in some), key=repr))
+            if alike not in known:
+                known[alike] = self.epsilon(unit, some)
+            found[block] = known[alike]
+        return found
 
 
-def past_of(records: Records, contracts: Records) -> Past:
+def spent_by_an_example(ledger: Path) -> tuple[Number | None, float | None]:
+    """ε and δ that a ledger has charged for one example, in whichever block; None where there is no ledger."""
+    if not ledger.is_file():
+        return None, None
+    export = Ledger.read(ledger)
+    if not export["contracts"]:
+        return 0.0, None
+    delta = float(export["contracts"][-1]["limits"]["delta"])
+    account = Account.of(export["client"], export, delta)
+    return number(max(account.by_block("example", account.events).values())), delta
+
+
+def past_of(export: Mapping[str, Any]) -> Past:
     """What an exported ledger has charged, equal events taken together."""
+    contracts = export.get("contracts", ())
     first = [PrivacyEvent.from_record(event) for event in contracts[0]["events"]] if contracts else []
-    schedule = tuple(replace(event, steps=event.steps * contracts[0]["rounds"]) for event in first)
-    return Past(tuple(merge(map(PrivacyEvent.from_record, records))), len(contracts), schedule)
+    schedule = [replace(event, steps=event.steps * contracts[0]["rounds"]) for event in first]
+    if "first" in export:  # a ledger that has been recovered counts what was lost as a contract, and may begin with it
+        schedule = [PrivacyEvent.from_record(event) for event in export["first"]]
+    events = merge(export.get("events", ()))
+    return Past(tuple(events), export.get("begun", len(contracts)), tuple(schedule))
 
 
-def merge(events: Iterable[PrivacyEvent]) -> list[PrivacyEvent]:
-    """Equal events as one, with the steps of all: composition commutes."""
-    steps: dict[PrivacyEvent, int] = {}
-    for event in events:
-        key = replace(event, steps=1)
-        steps[key] = steps.get(key, 0) + event.steps
-    return [replace(event, steps=count) for event, count in steps.items()]
+def merge(records: Iterable[Mapping[str, Any]]) -> list[PrivacyEvent]:
+    """The events of exported rows, equal ones as one with the steps of all: composition commutes."""
+    rows: dict[tuple[object, ...], Mapping[str, Any]] = {}
+    steps: dict[tuple[object, ...], int] = {}
+    for record in records:
+        key = (*(record[name] for name in SAME), *record["blocks"])
+        rows.setdefault(key, record)
+        steps[key] = steps.get(key, 0) + record["steps"]
+    return [PrivacyEvent.from_record({**row, "steps": steps[key]}) for key, row in rows.items()]
 
 
 def charged(records: Records) -> list[Records]:
@@ -75,11 +105,6 @@ def charged(records: Records) -> list[Records]:
             charges.append([])
         charges[-1].append(record)
     return [*charges]
-
-
-def number(epsilon: float) -> Number:
-    """A number that strict JSON can carry."""
-    return "inf" if math.isinf(epsilon) else epsilon
 
 
 def spend(account: Account, unit: Unit, limits: Limits, points: int) -> Spend:
@@ -122,7 +147,7 @@ def _per_round(account: Account, unit: Unit, points: int) -> list[Charge]:
     stride = math.ceil(len(charges) / points) or 1
     for count in range(len(charges) % stride or stride, len(charges) + 1, stride):
         new = (row for charge in charges[max(count - stride, 0) : count] for row in charge)
-        events = merge([*events, *map(PrivacyEvent.from_record, new)])
+        events = merge([*(event.record() for event in events), *new])
         spent = max(account.by_block(unit, events).values())
         about = {key: charges[count - 1][0][key] for key in ("run", "round", "state")}
         rounds.append(Charge(charge=count, **about, epsilon=number(spent)))

@@ -42,6 +42,7 @@ NOT_COVERED = [
     "the teacher's test accuracy: computed from public data and released answers, hence post-processing, not charged "
     "again; an accuracy on private data, as simulations show, has no protection",
     "hyper-parameters (architecture, learning rate, clip, steps): taken to be chosen without looking at private data",
+    "weights that networks start from and backbones of public features: taken to be public, whatever they learned from",
     "anything outside the wire: backups, logs, the device's own memory and disk, or other software that reads its data",
     "a predictor's answers to users on the device and anything exported from it by hand",
     "a rolled back or copied ledger, and a server that colludes with one",
@@ -127,6 +128,11 @@ def guarantee(
         f"of e^{epsilon:.4f} and an additive {delta:g}; this holds against everybody but {against}, {others} included."
     )
     return f"{SIMULATED}{bound}" if simulated else f"{bound[0].upper()}{bound[1:]}"
+
+
+def refuted(audits: Sequence[str]) -> str:
+    """What is promised where audits have shown more than was claimed."""
+    return f"NO GUARANTEE: an audit has shown more than was claimed ({'; '.join(audits)})."
 
 
 def _change(unit: Unit, adjacencies: Collection[Adjacency]) -> str:

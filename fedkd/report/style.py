@@ -44,7 +44,9 @@ caption{text-align:left;white-space:nowrap;font-weight:600;padding:.25rem 0 .4re
 th,td{padding:.28rem .9rem .28rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--edge);
 overflow-wrap:break-word;max-width:30rem}
 thead th{border-bottom:2px solid var(--text);vertical-align:bottom}
-tbody th{font-weight:600;overflow-wrap:anywhere;min-width:7rem;max-width:16rem}
+tbody th{font-weight:600;overflow-wrap:anywhere;max-width:16rem}
+tbody th:not(.number){min-width:7rem}
+.wide{min-width:16rem}
 .number{text-align:right;font-variant-numeric:tabular-nums}
 details{margin:1rem 0}
 summary{cursor:pointer;font-weight:600}
@@ -62,7 +64,8 @@ svg text{fill:var(--text)}
 .limit{fill:none;stroke:var(--text);stroke-width:1}
 .used{fill:var(--s0)}
 $curves
-@media (max-width:44rem){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.6rem}.lead p{font-size:1.12rem}}
+@media screen and (max-width:44rem){svg{min-width:38rem}
+dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.6rem}.lead p{font-size:1.12rem}}
 """
 
 PRINT = """
@@ -77,6 +80,7 @@ figure,.short,.list li,tr,dt,dd{break-inside:avoid}
 thead{display:table-header-group}
 .client{break-before:page}
 .scroll{overflow:visible}
+.list{font-size:9pt}
 .lead p{font-size:14pt}
 a{text-decoration:none}
 summary{list-style:none}

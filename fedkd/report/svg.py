@@ -11,15 +11,15 @@ from html import escape
 from fedkd.report.document import Bar, Figure, Lines, Series, shortened, used_of
 
 WIDTH, HEIGHT = 720, 330
-LEFT, RIGHT, TOP, BOTTOM = 66, 190, 22, 48
-BAR, BAR_LEFT, BAR_RIGHT = 30, 190, 230
+LEFT, RIGHT, TOP, BOTTOM = 66, 204, 22, 48
+BAR, BAR_LEFT, BAR_RIGHT = 30, 200, 230
 LABEL = 14
 """Height of a line of text; labels are kept this far apart."""
 
 STYLES = 8
 """Curves that can be told apart; a figure has no more."""
 
-NAME = 22
+NAME = 24
 """Characters of a label that there is room for."""
 
 MARKED = 12

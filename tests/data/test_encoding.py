@@ -79,7 +79,7 @@ def deployed(scenario: Scenario, tmp_path: Path) -> tuple[ProxyView, ClientConfi
     build_proxy(scenario, tmp_path).save(tmp_path / "proxy.safetensors")
     write(tmp_path / "mine.csv", ["62.5,f,ill", "40,m,well"])
     mine = {"name": "a", "proxy": "proxy.safetensors", "data": {**DATA, "path": "mine.csv"}}
-    return ProxyView.load(tmp_path / "proxy.safetensors"), ClientConfig.model_validate(mine)
+    return ProxyView.load(tmp_path / "proxy.safetensors", tmp_path), ClientConfig.model_validate(mine)
 
 
 def changed(client: ClientConfig, **changes) -> ClientConfig:

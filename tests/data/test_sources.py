@@ -152,6 +152,27 @@ def test_npz_needs_a_path(tmp_path: Path) -> None:
         load(Data(source="npz"), tmp_path)
 
 
+def test_an_array_of_npz_or_of_a_function_says_whose_an_example_is(tmp_path: Path, module) -> None:
+    np.savez(tmp_path / "d.npz", x=np.ones((3, 2)), y=[0, 1, 1], ids=["b", "a", "b"], site=[7, 7, 5])
+    data = Data(source="npz", path="d.npz")
+    assert load(data, tmp_path, "ids")[0].ids.tolist() == [1, 0, 1]
+    assert load(data, tmp_path, "site")[0].ids.tolist() == [1, 1, 0]
+    assert load(data, tmp_path, "y")[0].ids.tolist() == [0, 1, 1]
+    assert load(data, tmp_path)[0].ids is None
+    name = module("import numpy as np\ndef f():\n return {'x': np.ones((2, 2)), 'y': [0, 1], 'who': [3, 3]}\n")
+    assert load(Data(source=f"{name}:f"), tmp_path, "who")[0].ids.tolist() == [0, 0]
+    for source in (Data(source=f"{name}:f"), data, Data(source="digits")):
+        with pytest.raises(DataError, match="no 'device'"):
+            load(source, tmp_path, "device")
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [0.5, 1, 2], [["a"], ["b"], ["c"]], ["a", "", "b"]])
+def test_ids_are_one_number_or_text_an_example(tmp_path: Path, ids: list) -> None:
+    np.savez(tmp_path / "d.npz", x=np.ones((3, 2)), y=[0, 1, 1], ids=np.array(ids))
+    with pytest.raises(DataError, match="'ids'"):
+        load(Data(source="npz", path="d.npz"), tmp_path, "ids")
+
+
 def test_an_empty_client_is_allowed(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.ones((0, 3)), y=np.zeros(0, int))
     train, _ = load(Data(source="npz", path="d.npz"), tmp_path)

@@ -46,6 +46,15 @@ def test_ids_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
     assert train.take(np.array([1])).ids.tolist() == [1]
 
 
+def test_ids_may_be_in_a_column_of_any_name(tmp_path: Path) -> None:
+    data = Data(source="csv", path="t.csv", label="y", labels=("0", "1"), columns=("x",))
+    (tmp_path / "t.csv").write_text("x,y\n5,1\n6,0\n")
+    train, _ = load(data, tmp_path, "x")
+    assert (train.x.tolist(), train.y.tolist(), train.ids.tolist()) == ([[5], [6]], [1, 0], [0, 1])
+    train, _ = load(data, tmp_path, "y")
+    assert (train.y.tolist(), train.ids.tolist()) == ([1, 0], [1, 0])
+
+
 def test_quotes_lines_within_cells_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     text = '\ufeffage,sex,weight,outcome,note\r\n60,f,70,"well","two\r\nlines, one cell"\r\n45,x,70,ill,\r\n'
     with pytest.raises(DataError, match="category 'x'") as caught:

@@ -44,7 +44,7 @@ def digits(kind: str) -> tuple[ProxySet, Examples, Examples]:
 @cache
 def trained(architecture: str, kind: str, steps: int = 150) -> Made:
     public, private, _ = digits(kind)
-    model = Model.fresh(Architecture(kind=architecture), ProxyView(public), 0, Path())
+    model = Model.fresh(Architecture(kind=architecture), ProxyView(public, Path()), 0, Path())
     x, y = model.inputs(private.x), torch.from_numpy(private.y)
     order = torch.Generator().manual_seed(0)
 

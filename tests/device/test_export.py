@@ -23,7 +23,10 @@ from fedkd.distill.students import Network
 from fedkd.errors import DataError, FedkdError
 from tests.device.conftest import Made, digits, trained
 
-KINDS = [("linear", "scattering"), ("mlp", "pca"), ("cnn", "none"), ("mlp", "none")]
+KINDS = [
+    *[("linear", "scattering"), ("mlp", "pca"), ("cnn", "none"), ("mlp", "none")],
+    *[("rnn", "none"), ("transformer", "none"), ("linear", "patches"), ("linear", "pca+patches")],
+]
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,11 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from fedkd.distill.features import KINDS, MEAN_NORM, FeatureMap, arrays, fit_features, restore
+from fedkd.config import FEATURES
+from fedkd.distill.features import MEAN_NORM, FeatureMap, arrays, fit_features, restore
 from fedkd.distill.features import _chunked as chunked
-from fedkd.distill.features import _filters as filters
-from fedkd.distill.features import _front as front
+from fedkd.distill.fronts import front
+from fedkd.distill.scattering import filters
 from fedkd.errors import ConfigError, DataError
 
 Floats = NDArray[np.float32]
@@ -46,10 +47,10 @@ def grating() -> Floats:
 
 def scatter(x: Floats) -> Floats:
     bank = {name: torch.from_numpy(array) for name, array in filters(*x.shape[-2:]).items()}
-    return chunked(front(bank), x)
+    return chunked(front("scattering", bank), x)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*FEATURES, "scattering+patches"])
 def fitted(request: pytest.FixtureRequest) -> FeatureMap:
     return fit_features(request.param, images(60, 8, 8), components=20)
 
@@ -95,6 +96,13 @@ def test_an_example_gives_the_same_bytes_in_any_batch(fitted: FeatureMap) -> Non
     assert b"".join(fitted(x[i : i + 1]).tobytes() for i in range(70)) == whole.tobytes()
     assert fitted(x[::-1])[::-1].tobytes() == whole.tobytes()
     assert fitted(x[13:50]).tobytes() == whole[13:50].tobytes()
+
+
+@pytest.mark.parametrize("components", range(1, 16))
+def test_so_do_few_components(components: int) -> None:
+    x = images(64, 8, 8)
+    found = fit_features("pca", x, components=components)
+    assert b"".join(found(x[i : i + 1]).tobytes() for i in range(64)) == found(x).tobytes()
 
 
 def test_the_number_of_threads_is_neither_felt_nor_changed(fitted: FeatureMap) -> None:
@@ -169,7 +177,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         fit_features("pca", np.full((5, 4), np.nan, dtype=np.float32), components=5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEATURES)
 def test_equal_proxies_are_refused(kind: str) -> None:
     with pytest.raises(DataError, match="equal"):
         fit_features(kind, np.ones((5, 8, 8), dtype=np.float32), components=5)
@@ -182,6 +190,6 @@ def test_other_shapes_and_other_artefacts_are_refused(fitted: FeatureMap) -> Non
     with pytest.raises(DataError, match="version"):
         restore({**fitted.spec, "version": 2}, held)
     with pytest.raises(DataError, match="arrays"):
-        restore(fitted.spec, {**held, "extra": held["mean"]})
+        restore(fitted.spec, {**held, "extra": np.ones(1, np.float32)})
     with pytest.raises(DataError, match="features"):
         restore({**fitted.spec, "dim": 3}, held)

@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from opacus.layers import DPGRU, DPLSTM
+from pydantic import ValidationError
 from torch import nn
 
-from fedkd.config import Student
+from fedkd.config import ARCHITECTURES, Student
+from fedkd.distill.networks import _patches as patches
 from fedkd.distill.students import (
     Network,
     build,
@@ -65,13 +67,13 @@ def wrapped(forward, **parts) -> Network:
     return Network(Forward(forward, **parts), "features", (12,), 10)
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp", "cnn"])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_built_in_students_answer_logits_and_may_train_privately(kind: str) -> None:
     network = make(kind)
     output = network(torch.zeros(3, *network.input_shape))
     check_output(output, 3, 10, kind)
     check_private(network)
-    assert network.takes == ("raw" if kind == "cnn" else "features") and network.training
+    assert network.takes == ("features" if kind in ("linear", "mlp") else "raw") and network.training
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 64), (1, 16, 16), (1, 28, 28), (3, 32, 32), (3, 64, 64)])
@@ -82,13 +84,107 @@ def test_the_cnn_takes_images_of_many_sizes_and_stays_small(shape: tuple[int, ..
     assert 10_000 < sum(p.numel() for p in network.parameters()) < 50_000
 
 
-@pytest.mark.parametrize("shape", [(64,), (28, 28), (1, 7, 8), (1, 65, 65)])
-def test_the_cnn_refuses_what_is_no_image(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(64,), (1, 7), (1, 1025), (1, 7, 8), (1, 65, 65)])
+def test_the_cnn_refuses_what_is_no_image_or_sequence(shape: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="cnn"):
         make("cnn", shape=shape)
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp", "cnn"])
+@pytest.mark.parametrize("shape", [(1, 40), (6, 128), (1, 8), (2, 9, 13), (3, 32, 32)])
+@pytest.mark.parametrize(
+    "settings", [{"kind": "rnn"}, {"kind": "transformer"}, {"kind": "cnn", "channels": [8]}], ids=str
+)
+def test_students_of_sequences_and_images_of_many_sizes(settings: dict, shape: tuple[int, ...]) -> None:
+    network = build(Student(**settings), 12, shape, 10, 0, Path())
+    check_output(network(torch.rand(3, *shape)), 3, 10, "student")
+    assert network(torch.rand(0, *shape)).shape == (0, 10)
+
+
+@pytest.mark.parametrize("kind", ["rnn", "transformer"])
+@pytest.mark.parametrize("shape", [(64,), (1, 2, 3, 4)])
+def test_students_of_sequences_refuse_what_has_no_steps(kind: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"\[channels, length\]"):
+        make(kind, shape=shape)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("rnn", (1, 1025)), ("transformer", (1, 5000)), ("transformer", (1, 200, 200))]
+)
+def test_students_of_sequences_refuse_more_steps_than_they_can_take(kind: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="up to 1024 steps"):
+        make(kind, shape=shape)
+
+
+def test_sizes_are_the_configurations() -> None:
+    def sizes(**settings) -> list[tuple[int, ...]]:
+        return [tuple(p.shape) for p in build(Student(**settings), 12, (2, 40), 10, 0, Path()).parameters()]
+
+    assert (8, 2, 5) in sizes(kind="cnn", channels=[8, 16, 4]) and (10, 16) in sizes(kind="cnn", channels=[8, 16, 4])
+    assert (4 * 7, 5) in sizes(kind="rnn", cell="lstm", hidden=[5, 7]) and (3 * 7, 5) in sizes(
+        kind="rnn", hidden=[5, 7]
+    )
+    assert (16, 2 * 5) in sizes(kind="transformer", width=16, heads=2, patch=5)
+    assert len(sizes(kind="transformer", layers=3)) == len(sizes(kind="transformer", layers=1)) + 2 * 16
+
+
+@pytest.mark.parametrize("changes", [{"width": 10}, {"kind": "rnn", "hidden": []}, {"kind": "gpt"}, {"channels": []}])
+def test_sizes_that_cannot_be_are_refused(changes: dict) -> None:
+    with pytest.raises(ValidationError):
+        Student(**changes)
+
+
+# SHA-256 of the parameters that version 0.1.0 starts with at seed 3, for twelve features or images of 28 x 28.
+FIRST = {
+    "linear": "a1081818578ff0be",
+    "mlp": "7e53bd17e56d9720",
+    "cnn": "1675dcaa38686c5f",
+}
+
+
+@pytest.mark.parametrize("kind", FIRST)
+def test_the_networks_of_the_first_version_start_as_they_did(kind: str) -> None:
+    assert digest(make(kind, 3))[:16] == FIRST[kind]
+
+
+@pytest.mark.parametrize(("cell", "layer"), [("gru", nn.GRU), ("lstm", nn.LSTM)])
+def test_the_rnn_is_pytorchs(cell: str, layer: type) -> None:
+    network = build(Student(kind="rnn", cell=cell, hidden=[5]), 12, (2, 7), 10, 0, Path())
+    mine, reference = network.body.layers[0].cell, layer(2, 5, batch_first=True)
+    reference.load_state_dict(
+        {f"{p}_{s}_l0": getattr(getattr(mine, s), p) for s in ("ih", "hh") for p in ("weight", "bias")}
+    )
+    x = torch.rand(3, 2, 7)
+    expected = network.body.head(reference(x.transpose(1, 2))[0][:, -1])
+    torch.testing.assert_close(network(x), expected)
+
+
+def test_the_rnn_reads_images_row_by_row() -> None:
+    image, network = torch.rand(2, 3, 4, 5), build(Student(kind="rnn"), 12, (3, 4, 5), 10, 0, Path())
+    rows = image.permute(0, 2, 1, 3).reshape(2, 4, 15)
+    torch.testing.assert_close(network(image), network.body.head(network.body.layers[0](rows)[:, -1]))
+
+
+def test_the_transformers_attention_is_pytorchs() -> None:
+    attention = build(Student(kind="transformer"), 12, (1, 8, 8), 10, 0, Path()).body.blocks[0].attention
+    reference = nn.MultiheadAttention(32, 4, batch_first=True)
+    parts = (attention.query, attention.key, attention.value)
+    names = {"in_proj_weight": torch.cat([p.weight for p in parts]), "in_proj_bias": torch.cat([p.bias for p in parts])}
+    names |= {f"out_proj.{name}": value for name, value in attention.out.state_dict().items()}
+    reference.load_state_dict(names)
+    x = torch.rand(2, 6, 32)
+    torch.testing.assert_close(attention(x), reference(x, x, x, need_weights=False)[0])
+
+
+def test_the_transformers_tokens_are_patches_with_zeros_at_the_end() -> None:
+    image = torch.arange(15.0).reshape(1, 1, 3, 5)
+    tokens = patches(image, 2)[0].reshape(6, 2, 2)
+    assert tokens[0].tolist() == [[0, 1], [5, 6]] and tokens[1].tolist() == [[2, 3], [7, 8]]
+    assert tokens[5].tolist() == [[14, 0], [0, 0]]
+    sequence = torch.arange(10.0).reshape(1, 2, 5)
+    assert patches(sequence, 3)[0].tolist() == [[0, 1, 2, 5, 6, 7], [3, 4, 0, 8, 9, 0]]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_starting_values_are_a_function_of_the_seed_alone(kind: str) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()

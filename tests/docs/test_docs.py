@@ -23,7 +23,7 @@ from fedkd import cli
 from fedkd.config import KINDS
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^((?:<!-- [^\n]* -->\n)*)```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"<!-- (.*) -->")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -33,7 +33,12 @@ SMALL = [
     "clients=2", "rounds=2", "privacy.steps=2", "proxy.size=60", "proxy.tune_size=20", "features.components=8",
     "teacher.steps=10", "training.distil_steps=5", "baselines=false",
 ]  # fmt: skip
-SMALLER = {"simulate": ["--workers", "1"], "prepare": [], "proxy": []}
+SMALLER = {
+    "simulate": ["--workers", "1"],
+    "prepare": [],
+    "proxy": [],
+    "audit": ["--quick", "--trials", "20", "--canaries", "20"],
+}
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ def anchor_of(heading: str) -> str:
 def test_the_index_names_every_page() -> None:
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     for page in PAGES[1:]:
-        assert page.name == "index.md" or f"({page.name})" in index
+        assert page.name == "index.md" or f"{page.name})" in index
 
 
 @pytest.mark.parametrize(("marker", "end"), [("run-command", "fedkd simulate"), ("test-command", "pytest")])

@@ -9,6 +9,7 @@ import pytest
 
 from fedkd.privacy.accounting import ClosedForm, Pld, curve, gaussian_delta, gaussian_epsilon
 from fedkd.privacy.events import PrivacyEvent
+from fedkd.privacy.filters import first_choice
 from fedkd.privacy.opacus_prv import Prv
 
 
@@ -74,3 +75,27 @@ def test_the_curve_falls() -> None:
     points = curve([MNIST])
     assert all(high[1] > low[1] and high[0] < low[0] for high, low in itertools.pairwise(points))
     assert not any(math.isinf(epsilon) for epsilon, _ in points)
+
+
+FLOWERS = [(4.0, 6000, 6000, 100), (1.0, 256, 6000, 468), (1.5, 40, 1000, 50)]  # noise, sample, population, releases
+
+
+@pytest.mark.parametrize(("z", "sample", "population", "n"), FLOWERS)
+def test_flowers_accountant_is_the_renyi_bound_of_the_same_events(
+    z: float, sample: int, population: int, n: int
+) -> None:
+    from flwr.serverapp import GaussianPrivacyEvent, PrivacyConfig
+    from flwr.supercore.privacy_accounting import NeighboringRelation, SamplingMethod
+    from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
+
+    relation = NeighboringRelation.ADD_OR_REMOVE_ONE
+    flower = RdpAccountant(PrivacyConfig(1e-5, population, relation, SamplingMethod.POISSON))
+    flower.compose(GaussianPrivacyEvent(z, sample, population), count=n)
+    events = [steps(z, sample / population, n)]
+    assert flower.get_epsilon(1e-5) == pytest.approx(first_choice(events, 1e-5).spent(events, 1e-5).epsilon, rel=0.02)
+    assert Pld().spent(events, 1e-5).epsilon < flower.get_epsilon(1e-5)
+
+
+def test_the_filter_of_a_sampled_run() -> None:
+    run = [steps(1.5, 0.04, 2250)]
+    assert first_choice(run, 1e-5).spent(run, 1e-5).epsilon == pytest.approx(7.32911, abs=2e-3)

@@ -7,16 +7,17 @@ computes nor shows them.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.special import erfc
 
-from fedkd.errors import PrivacyError
-from fedkd.privacy.accounting import gaussian_epsilon
-from fedkd.privacy.discrete import MAX_VARIANCE, SMOOTHING, charged_as, variance_for
-from fedkd.privacy.pate import vote_events
+from fedkd.config import Policy
+from fedkd.privacy.accounting import ClosedForm
+from fedkd.privacy.costs import Cost, cost_of
+from fedkd.privacy.discrete import SMOOTHING
 
 # Confident-GNMax as in table 1 of the paper; how many queries were put is in the authors' generate_table.sh:
 # queries, answered, sigma_1, sigma_2, delta, then epsilon whatever the votes are: by Renyi DP, and exactly
@@ -29,60 +30,37 @@ PUBLISHED = {"MNIST": 1.97, "SVHN": 4.96}
 """With the votes, by the data-dependent bound, before it is itself made private."""
 
 
-def mu(queries: int, answers: int, sigma1: int, sigma2: int) -> float:
-    """Of the Gaussian that all events together are: mu^2 = sum of steps / z^2."""
-    variances = {"test_variance": sigma1**2 + SMOOTHING, "variance": sigma2**2 + SMOOTHING}
-    return math.sqrt(sum(e.steps / e.noise_multiplier**2 for e in vote_events(queries, answers, **variances)))
+def cost(queries: int, noise_ratio: float = 3.75, shards: int = 1, aggregate: str = "confident_votes") -> Cost:
+    settings = {"mechanism": "votes", "shards": shards, "noise_ratio": noise_ratio, "proxies": "0" * 64}
+    policy = Policy(epsilon=1.0, nominal_examples=40, **settings)  # type: ignore[arg-type]
+    return cost_of("votes", policy, queries, aggregate)
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_what_votes_cost_whatever_they_are(name: str) -> None:
     queries, answers, sigma1, sigma2, delta, renyi, exact = TABLE[name]
-    rho = mu(queries, answers, sigma1, sigma2) ** 2 / 2
+    test, answer = cost(queries, sigma1 / sigma2).events(sigma2)
+    events = (test, replace(answer, steps=answers))  # a contract would count them all as answered
+    rho = sum(event.steps / event.noise_multiplier**2 for event in events) / 2
     # the paper's accounting: alpha / (2 sigma_1^2) for a query, alpha / sigma_2^2 for an answer
     assert rho == pytest.approx(queries / (2 * sigma1**2) + answers / sigma2**2, rel=1e-12)
     assert rho + 2 * math.sqrt(rho * math.log(1 / delta)) == pytest.approx(renyi, abs=0.01)
-    assert gaussian_epsilon(math.sqrt(2 * rho), delta) == pytest.approx(exact, abs=0.01)
+    assert ClosedForm().spent(events, delta).epsilon == pytest.approx(exact, abs=0.01)
     assert PUBLISHED.get(name, 0) < exact < renyi
 
 
-def test_every_event_is_a_gaussian_with_its_own_sensitivity() -> None:
-    test, answer = vote_events(100, 60, variance=40**2 + SMOOTHING, test_variance=150**2 + SMOOTHING)
-    assert (test.steps, answer.steps) == (100, 60)
+def test_a_query_is_charged_for_its_test_and_for_its_answer() -> None:
+    test, answer = cost(100).events(40)
     assert test.noise_multiplier == pytest.approx(150) and answer.noise_multiplier == pytest.approx(40 / math.sqrt(2))
-    assert {(e.mechanism, e.unit, e.adjacency, e.sample_rate) for e in (test, answer)} == {
-        ("votes", "client", "replace", 1.0)
-    }
-    zero_out = vote_events(
-        100, 60, variance=40**2 + SMOOTHING, test_variance=150**2 + SMOOTHING, adjacency="add_remove"
-    )
-    assert [e.noise_multiplier for e in zero_out] == [pytest.approx(150), pytest.approx(40)]
+    assert test.steps == answer.steps == 100  # the worst case: all are answered
+    assert (test.unit, test.adjacency) == (answer.unit, answer.adjacency) == ("client", "replace")
+    (alone,) = cost(100, aggregate="votes").events(40)
+    assert alone == answer
 
 
-def test_without_a_test_every_query_is_answered_and_charged() -> None:
-    (event,) = vote_events(100, 100, variance=10**4)
-    assert event.steps == 100
-    for answers in (99, 101, -1):
-        with pytest.raises(ValueError, match="answers"):
-            vote_events(100, answers, variance=10**4)
-    assert [e.steps for e in vote_events(100, 0, variance=10**4, test_variance=10**4)] == [100]
-
-
-@pytest.mark.parametrize("noise_multiplier", [0.3, 1.0, 1.4142, 28.3, 500.0])
-@pytest.mark.parametrize("squared", [1, 2, 1000, 2 * 1000 * 2**10])
-def test_a_variance_is_never_charged_as_more_noise_than_it_is(noise_multiplier: float, squared: int) -> None:
-    variance = variance_for(noise_multiplier, squared)
-    assert variance - SMOOTHING >= noise_multiplier**2 * squared * (1 - 1e-15)
-    assert variance - 1 - SMOOTHING < noise_multiplier**2 * squared * (1 + 1e-15)
-    assert charged_as(variance, squared) >= noise_multiplier * (1 - 1e-15)
-    assert charged_as(variance, squared) ** 2 * squared <= variance - SMOOTHING
-
-
-def test_noise_that_cannot_be_charged_or_drawn_is_refused() -> None:
-    with pytest.raises(PrivacyError, match="variance 3"):
-        charged_as(SMOOTHING, 1)
-    with pytest.raises(PrivacyError, match="coarser"):
-        variance_for(1.0, MAX_VARIANCE)
+def test_votes_carry_the_noise_they_are_charged_for() -> None:
+    assert cost(100).variances(40) == (150**2 + SMOOTHING, 40**2 + SMOOTHING)
+    assert cost(100, aggregate="votes").variances(40) == (40**2 + SMOOTHING,)
 
 
 # --- the data-dependent reference ---

@@ -45,6 +45,13 @@ def examples(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return x.astype(np.float32), y.astype(np.int64)
 
 
+def public_examples() -> proxy.ProxySet:
+    """A proxy set of six of them."""
+    x, _ = examples(PROXIES, seed=100)
+    fitted = features.fit_features("none", x, components=1)
+    return proxy.build(x, None, CLASSES, fitted.spec, features.arrays(fitted), {"source": "made up"})
+
+
 @dataclass
 class Device:
     """A client's folder, and what its owner has read on the console."""
@@ -127,9 +134,7 @@ NewDevice = Callable[..., Device]
 @pytest.fixture(scope="session")
 def new_device(tmp_path_factory: pytest.TempPathFactory) -> NewDevice:
     """Makes a client's folder: ``new_device(data=(x, y), policy={...}, client={...}, name=...)``."""
-    x, _ = examples(PROXIES, seed=100)
-    fitted = features.fit_features("none", x, components=1)
-    public = proxy.build(x, None, CLASSES, fitted.spec, features.arrays(fitted), {"source": "made up"})
+    public = public_examples()
 
     def make(
         data: tuple[np.ndarray, np.ndarray] | None = None,

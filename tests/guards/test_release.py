@@ -288,6 +288,7 @@ def test_a_stricter_policy_holds_at_once_also_under_an_old_contract(new_device: 
         ({"noise": "simulation", "seed": 1}, {}),
         ({}, {"nominal_examples": 10}),
         ({}, {"sample_rate": 0.5}),
+        ({}, {"max_rounds": 2}),
     ):
         device = new_device(policy=old)
         agent = device.start()

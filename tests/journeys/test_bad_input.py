@@ -211,5 +211,5 @@ def test_a_ledger_that_was_edited_is_reported(tmp_path: Path, fedkd: Run) -> Non
         db.execute("DROP TRIGGER entries_keep")
         db.execute("""UPDATE entries SET body = replace(body, '"steps":3', '"steps":1') WHERE seq = 2""")
     db.close()
-    refused(fedkd("ledger", "verify", out), "altered", "entry 2")
+    refused(fedkd("ledger", "verify", out), "altered", "ledger.sqlite")
     refused(fedkd("report", out), "altered")

@@ -20,9 +20,12 @@ def test_the_default_run_is_the_digits_scenario() -> None:
 def test_a_scenario_runs_in_a_reduced_form(
     path: Path, tmp_path: Path, fedkd: Callable[..., tuple[int, str, str]]
 ) -> None:
-    small = sets("data.source=digits", "privacy.nominal_examples=400", "privacy.sample_rate=0.05", "baselines=false")
+    small = sets("privacy.nominal_examples=400", "privacy.sample_rate=0.05", "baselines=false")
+    scenario = load(Scenario, path)
+    # files of IDX are not everywhere
+    small += ["--set", "data.source=digits"] if scenario.data.source == "idx" else []
     # a sum of fewer votes is refused
-    small += ["--set", "clients=20"] if load(Scenario, path).privacy.mechanism == "sum" else []
+    small += ["--set", "clients=20"] if scenario.privacy.mechanism == "sum" else []
     code, out, err = fedkd("simulate", path, "--json", "--workers", 1, "--out", tmp_path / "run", *small)
     assert code == 0, err
     assert summary_of(out)["rounds"] == 2

@@ -145,12 +145,12 @@ def test_every_student_kind_takes_part_in_one_federation(tmp_path: Path, fedkd: 
         "        super().__init__(nn.Flatten(), nn.Linear(shape[0], 20), nn.ReLU(), nn.Linear(20, classes))\n"
     )
     scenario = tmp_path / "scenario.yaml"
-    scenario.write_text("students: [linear, mlp, cnn, 'mine:Wide']\n")
-    arguments = sets("clients=4", "privacy.sample_rate=0.3")
+    scenario.write_text("students: [linear, mlp, cnn, rnn, transformer, 'mine:Wide']\n")
+    arguments = sets("clients=6", "privacy.sample_rate=0.3")
     code, out, _ = fedkd("simulate", scenario, "--out", tmp_path / "run", "--json", "--workers", 1, *arguments)
-    assert code == 0 and len(summary_of(out)["student_accuracy"]["by_client"]) == 4
+    assert code == 0 and len(summary_of(out)["student_accuracy"]["by_client"]) == 6
     test = np.load(tmp_path / "run" / "test.npz")
-    for client in range(4):
+    for client in range(6):
         student = tmp_path / "run" / "students" / f"client-{client}.safetensors"
         code, out, err = fedkd("predict", student, tmp_path / "run" / "test.npz")
         assert code == 0 and len(out.split()) == len(test["x"]), err

@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 from dp_accounting import dp_event, pld
 
-from fedkd.flower import free_port
+from fedkd.processes import free_port
 from tests.journeys.conftest import sets
 
 pytestmark = pytest.mark.process
-PATIENCE = 300  # seconds until a hanging process fails the test
+PATIENCE = 600  # seconds until a hanging process fails the test
 
 
 def run(*arguments: object, module: str = "fedkd") -> str:
@@ -30,20 +31,47 @@ def run(*arguments: object, module: str = "fedkd") -> str:
 
 @contextmanager
 def clients(folders: list[Path]) -> Iterator[None]:
+    """One client by either door, and one whose agent and relay are started apart."""
+    first, second, third = folders
+    commands = [
+        (first, "client", first / "client.yaml"),
+        (second, "fedkd", "client", "--log", "json", second / "client.yaml"),
+        (third, "fedkd", "agent", third / "client.yaml"),
+        (third, "fedkd", "relay", third / "relay.yaml"),
+    ]
     processes = []
-    for index, folder in enumerate(folders):
-        door = ["-m", "client"] if index == 0 else ["-m", "fedkd", "client"]
-        with (folder / "console.log").open("w") as log:
-            processes.append(
-                subprocess.Popen([sys.executable, *door, str(folder / "client.yaml")], stdout=log, stderr=log)
-            )
+    for folder, *words in commands:
+        with (folder / f"{words[1]}.log").open("w") as log:
+            processes.append(subprocess.Popen([sys.executable, "-m", *map(str, words)], stdout=log, stderr=log))
     try:
         yield
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
         codes = [process.wait(timeout=60) for process in processes]
-    assert codes == [0] * len(folders), "SIGTERM is a clean stop"
+    assert codes == [0] * len(commands), "SIGTERM is a clean stop"
+
+
+def secure(out: Path, address: str) -> None:
+    """Certificates and node keys for everybody; the last client's relay has a file of its own."""
+    folders = sorted((out / "clients").iterdir())
+    nodes = [word for folder in folders for word in ("--node", folder.name)]
+    run("certs", out / "certs", "--host", "127.0.0.1", *nodes)
+    server = {"certificate": "certs/server.pem", "key": "certs/server.key"}
+    edit(out / "server.yaml", address=address, tls=server, nodes="certs/nodes")
+    for folder in folders:
+        edit(folder / "client.yaml", address=address, **trust(out, folder.name))
+    edit(folder / "client.yaml", socket="door/agent.sock")
+    edit(folder / "relay.yaml", address=address, socket="door/agent.sock", **trust(out, folder.name))
+
+
+def trust(out: Path, client: str) -> dict[str, object]:
+    return {"tls": {"ca": str(out / "certs/ca.pem")}, "node_key": str(out / f"certs/keys/{client}.key")}
+
+
+def edit(file: Path, **keys: object) -> None:
+    before = yaml.safe_load(file.read_text()) if file.exists() else {}
+    file.write_text(yaml.safe_dump({**before, **keys}))
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +79,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three client processes."""
     out = tmp_path_factory.mktemp("federation") / "run"
     run("prepare", "--noise", "simulation", "--out", out, *sets("privacy.sample_rate=0.5"))
-    address = f"127.0.0.1:{free_port()}"
-    for file in [out / "server.yaml", *out.glob("clients/*/client.yaml")]:
-        file.write_text(file.read_text().replace("127.0.0.1:8000", address))
+    secure(out, f"127.0.0.1:{free_port()}")
     with clients(sorted((out / "clients").iterdir())):
         run(out / "server.yaml", module="server")
     return out
@@ -63,6 +89,17 @@ def test_the_server_has_written_its_run(federation: Path) -> None:
     rows = [json.loads(line) for line in (federation / "server" / "metrics.jsonl").read_text().splitlines()]
     assert [(row["round"], row["answered"]) for row in rows] == [(1, 3), (2, 3)]
     assert (federation / "server" / "teacher.safetensors").exists()
+
+
+def test_logs_are_json_where_asked_for_and_hold_no_secret(federation: Path) -> None:
+    client = federation / "clients/client-1"
+    lines = [json.loads(line) for line in (client / "client.log").read_text().splitlines()]
+    assert {"info", "warning"} == {line["level"] for line in lines}
+    assert "agent and relay run as one user" in " ".join(line["message"] for line in lines)
+    logs = [path.read_bytes() for path in federation.rglob("*.log")]
+    for key in federation.glob("certs/**/*.key"):
+        for line in key.read_bytes().splitlines()[1:-1]:
+            assert not any(line in log for log in logs), key
 
 
 def test_exported_ledgers_reproduce_the_reported_epsilon(federation: Path) -> None:

@@ -17,12 +17,16 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
 
-from client.channel import MAX_MESSAGE_BYTES, channel_for
-from client.service import serve
-from client.supervise import RelayConfig, start_relay
+import client.channel
+from client.channel import MAX_MESSAGE_BYTES, METHODS, channel_for
+from client.service import is_healthy, serve
+from client.supervise import RelayProcess, start_relay
 from fedkd.errors import ConfigError
-from fedkd.flower import Service
+from fedkd.processes import Service
 from server import bundle, supervise
 
 # The loop that is put in the place of the real one: it asks, waits for the test, and asks again.
@@ -147,6 +151,80 @@ def test_the_agent_serves_one_call_at_a_time(folder: Path, agents: Callable[...,
     assert overlaps == [False] * 5
 
 
+def test_health_is_answered_while_the_agent_is_busy(folder: Path, agents: Callable[..., grpc.Server]) -> None:
+    address, begun, over = f"unix:{folder}/agent.sock", threading.Event(), threading.Event()
+
+    def train(_method: str, _payload: bytes) -> bytes:
+        begun.set()
+        over.wait(60)
+        return b"done"
+
+    agents(address, train)
+    call = threading.Thread(target=channel_for(address, timeout=60).call, args=("answer", b""))
+    call.start()
+    assert begun.wait(30) and is_healthy(address)
+    over.set()
+    call.join()
+    assert not is_healthy(f"unix:{folder}/nobody.sock", timeout=0.5)
+
+
+def test_a_flood_of_calls_is_turned_away_and_what_nobody_waits_for_is_not_computed(
+    folder: Path, agents: Callable[..., grpc.Server]
+) -> None:
+    address, begun, over, handled = f"unix:{folder}/agent.sock", threading.Event(), threading.Event(), []
+
+    def train(_method: str, payload: bytes) -> bytes:
+        handled.append(payload)
+        begun.set()
+        over.wait(60)
+        return b""
+
+    agents(address, train)
+    refused: list[grpc.StatusCode] = []
+
+    def ask(payload: bytes, timeout: float) -> None:
+        try:
+            channel_for(address, timeout).call("answer", payload)
+        except grpc.RpcError as error:
+            refused.append(error.code())
+
+    first = threading.Thread(target=ask, args=(b"first", 60))
+    first.start()
+    assert begun.wait(30)
+    flood = [threading.Thread(target=ask, args=(b"flood", 2)) for _ in range(20)]
+    for caller in flood:
+        caller.start()
+    for caller in flood:
+        caller.join()
+    over.set()
+    first.join()
+    assert channel_for(address, timeout=30).call("answer", b"last") == b""
+    assert handled == [b"first", b"last"]
+    assert {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED} == set(refused)
+
+
+def test_a_client_generated_from_the_schema_reaches_the_agent(folder: Path, agents: Callable[..., grpc.Server]) -> None:
+    protoc = pytest.importorskip("grpc_tools.protoc")
+    schema = Path(client.channel.__file__).parent
+    well_known = Path(protoc.__file__).parent / "_proto"
+    described = folder / "agent.bin"
+    arguments = [f"-I{schema}", f"-I{well_known}", "--include_imports", f"--descriptor_set_out={described}"]
+    assert protoc.main(["protoc", *arguments, "agent.proto"]) == 0
+    pool = DescriptorPool()
+    for file in FileDescriptorSet.FromString(described.read_bytes()).file:
+        pool.Add(file)
+    service = pool.FindServiceByName("fedkd.agent.v1.Agent")
+    assert {method.name for method in service.methods} == set(METHODS.values())
+    agents(f"unix:{folder}/agent.sock", echo)
+    with grpc.insecure_channel(f"unix:{folder}/agent.sock") as channel:
+        for method in service.methods:
+            request, reply = (GetMessageClass(kind) for kind in (method.input_type, method.output_type))
+            call = channel.unary_unary(
+                f"/{service.full_name}/{method.name}", request.SerializeToString, reply.FromString
+            )
+            assert call(request(value=b"x"), timeout=30).value == method.name.lower().encode() + b" x"
+
+
 def test_a_call_that_takes_too_long_is_given_up(folder: Path, agents: Callable[..., grpc.Server]) -> None:
     over = threading.Event()
 
@@ -200,13 +278,13 @@ def test_an_agent_listens_on_unix_sockets_alone(address: str) -> None:
 @pytest.mark.parametrize("superlink", ["192.0.2.1:8000", "server.example:8000", "127.0.0.1.example:8000"])
 def test_a_relay_talks_in_the_clear_to_this_machine_alone(folder: Path, superlink: str) -> None:
     with pytest.raises(ConfigError, match="encrypted"):
-        start_relay(RelayConfig(superlink, f"unix:{folder}/agent.sock", folder / "relay"))
+        start_relay(RelayProcess(superlink, f"unix:{folder}/agent.sock", folder / "relay"))
 
 
 @pytest.mark.parametrize("agent", ["local:name", 'unix:/a" data="b', "unix:relative"])
 def test_nothing_but_the_agents_address_reaches_the_relay(folder: Path, agent: str) -> None:
     with pytest.raises(ConfigError, match="agent"):
-        start_relay(RelayConfig("127.0.0.1:8000", agent, folder / "relay"))
+        start_relay(RelayProcess("127.0.0.1:8000", agent, folder / "relay"))
 
 
 def test_a_server_listens_in_the_clear_on_this_machine_alone(folder: Path) -> None:
@@ -278,7 +356,7 @@ def test_a_run_survives_the_death_of_a_relay(
     relays = []
     for name in ("a", "b"):
         agents(f"unix:{folder}/{name}.sock", echo)
-        relays.append(start_relay(RelayConfig(processes.address, f"unix:{folder}/{name}.sock", folder / name)))
+        relays.append(start_relay(RelayProcess(processes.address, f"unix:{folder}/{name}.sock", folder / name)))
     victim = relays[0].pid
     assert victim is not None
     assert eventually(lambda: b"FLWR_HOME" in Path(f"/proc/{victim}/environ").read_bytes())

@@ -73,10 +73,51 @@ def test_a_resolved_configuration_loads_as_itself(tmp_path: Path) -> None:
     assert load(Scenario, write(tmp_path, dump(scenario))) == scenario
 
 
+TABLE = "data={source: csv, path: a.csv, label: y, labels: [a, b], columns: %s}"
+
+
+def test_bare_names_and_whole_numbers_are_columns_and_labels(tmp_path: Path) -> None:
+    block = "{source: csv, path: a, label: 0, labels: [0, 1], columns: [7, {name: s, categories: [1, 2], fill: 1}]}"
+    scenario = load(Scenario, None, [f"data={block}"])
+    assert (scenario.data.label, scenario.data.labels) == ("0", ("0", "1"))
+    assert [column.name for column in scenario.data.columns] == ["7", "s"]
+    assert scenario.data.columns[1].fill == "1"
+    assert load(Scenario, write(tmp_path, dump(scenario))) == scenario
+
+
+@pytest.mark.parametrize(
+    ("block", "what"),
+    [
+        ("data={source: nonsense}", "unknown source 'nonsense'"),
+        ("data={source: csv, path: a.csv}", "needs 'label'"),
+        ("data={source: folder, path: a, labels: [x]}", "needs 'image'"),
+        ("data={source: digits, size: 9000}", "does not read 'size'"),
+        ("data={source: npz, path: a, labels: [x]}", "does not read 'labels'"),
+        ("data={source: csv, path: a, label: y, labels: [yes, no], columns: [a]}", "put it in quotes"),
+        ("data={source: csv, path: a, label: y, labels: [0.5], columns: [a]}", "put it in quotes"),
+        ("data={source: csv, path: a, label: y, labels: [x, x], columns: [a]}", "labels named twice: x"),
+        ("data={source: hf, path: a, label: y, labels: [x]}", "either 'columns' or 'image'"),
+        (TABLE % "[y]", "cannot be an input too"),
+        (TABLE % "[x, x]", "columns named twice"),
+        (TABLE % "[{name: x, categories: [u, u]}]", "categories named twice"),
+        (TABLE % "[{name: x, mean: 3}]", "come together"),
+        (TABLE % "[{name: x, mean: 3, sd: 0}]", "greater than 0"),
+        (TABLE % "[{name: x, categories: [u], mean: 3, sd: 1}]", "no mean and sd"),
+        (TABLE % "[{name: x, categories: [u], fill: v}]", "one of the categories"),
+        (TABLE % "[{name: x, fill: .nan}]", "must be a number"),
+    ],
+)
+def test_a_data_block_that_cannot_be_used_says_why(block: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=what) as caught:
+        load(Scenario, None, [block])
+    assert "data" in caught.value.where
+
+
 def test_the_promised_keys_are_understood() -> None:
     promised = {
         "seed", "rounds", "clients", "data.source", "data.path", "partition.kind", "partition.alpha", "proxy.size",
         "features.kind", "students", "teacher.kind", "aggregate.kind", "codec", "privacy.mechanism", "privacy.epsilon",
-        "privacy.delta",
+        "privacy.delta", "data.label", "data.labels", "data.columns", "data.image", "data.size", "data.seed",
+        "partition.classes_per_client", "partition.shards_per_client", "partition.growth", "partition.column",
     }  # fmt: skip
     assert promised <= set(keys(Scenario))

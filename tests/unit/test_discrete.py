@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,7 +13,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from fedkd.privacy.discrete import LONGEST, MAX_VARIANCE, Words, below, bernoulli_exp, discrete_gaussian
+from fedkd.errors import PrivacyError
+from fedkd.privacy.discrete import (
+    LONGEST,
+    MAX_VARIANCE,
+    SMOOTHING,
+    Words,
+    below,
+    bernoulli_exp,
+    discrete_gaussian,
+    variance_for,
+)
 from fedkd.privacy.noise import NoiseSource
 
 KEY = bytes(range(32))
@@ -152,6 +163,22 @@ def test_a_variance_is_an_integer() -> None:
         NoiseSource(KEY).discrete_gaussian((1,), 2.5)  # type: ignore[arg-type]
     same = [NoiseSource(KEY).discrete_gaussian((9,), variance) for variance in (100, np.int64(100))]  # type: ignore[list-item]
     assert np.array_equal(*same)
+
+
+# --- what it may be charged as
+
+
+@pytest.mark.parametrize("noise_multiplier", [0.3, 1.0, 1.4142, 28.3, 500.0])
+@pytest.mark.parametrize("squared", [1, 2, 1000, 2 * 1000 * 2**10])
+def test_the_variance_is_the_smallest_that_may_be_charged_so(noise_multiplier: float, squared: int) -> None:
+    variance = variance_for(noise_multiplier, squared)
+    assert variance - 1 - SMOOTHING < Fraction(noise_multiplier) ** 2 * squared <= variance - SMOOTHING
+
+
+def test_noise_that_cannot_be_drawn_is_refused() -> None:
+    assert variance_for(1.0, MAX_VARIANCE - SMOOTHING) == MAX_VARIANCE
+    with pytest.raises(PrivacyError, match="coarser"):
+        variance_for(1.0, MAX_VARIANCE - SMOOTHING + 1)
 
 
 # --- as a stream of the noise source ---

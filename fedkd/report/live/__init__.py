@@ -1,0 +1,1 @@
+"""A read-only page about a run, on this machine alone: ``fedkd dashboard RUN``."""

@@ -1,0 +1,96 @@
+"""What the server makes of clients' agreements and answers, without any transport."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedkd.config import Federation
+from fedkd.coordinator import Coordinator, Terms
+from fedkd.errors import WireError
+from fedkd.privacy.costs import GRID
+from fedkd.wire import Answers, Plan, Released
+from tests.builders import agreement, answers
+
+
+class Teacher:
+    """Says what the consensus says."""
+
+    learns_from_labels = False
+
+    def __init__(self) -> None:
+        self.rows = np.full((4, 2), 0.5, np.float32)
+
+    def distil(self, consensus: Any, round: int) -> None:
+        self.rows = consensus.rows
+
+    def soft_labels(self, temperature: float) -> Any:
+        return self.rows
+
+    def arrays(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, arrays: Any) -> None: ...
+
+
+def coordinator(**aggregate: Any) -> Coordinator:
+    config = Federation.model_validate({"rounds": 3, "codec": "float32", "aggregate": aggregate})
+    terms = Terms("run-1", "0" * 64, 4, 2, "server", 3, np.eye(4, dtype=np.float32))
+    return Coordinator(config, terms, Teacher())
+
+
+def answers_to(plan: Plan, client: str, rows: Any) -> Answers:
+    return answers(rows, client=client, round=plan.round, plan=plan.identity)
+
+
+def test_a_mean_takes_clients_with_noise_of_their_own_and_clients_without() -> None:
+    made = coordinator(denoise=False)
+    made.agreed(agreement(client="a"), "a")
+    made.agreed(agreement(client="b", variances=np.array([99], np.uint64)), "b")
+    acc = made.start(made.roster)
+    for client, rows in (
+        ("a", np.tile(np.array([1, 0], np.float32), (4, 1))),
+        ("b", np.tile(np.array([GRID, 0], np.int32), (4, 1))),
+    ):
+        replied = answers_to(made.plan(client), client, rows)
+        made.check_answers(replied, client, made.plan(client))
+        acc = made.fold(acc, replied)
+    made.finish(acc, ["a", "b"])
+    assert made.state.consensus is not None and np.allclose(made.state.consensus.rows, [[1, 0]] * 4)
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "right"),
+    [({"kind": "sum"}, 1), ({"kind": "votes"}, 1), ({"kind": "votes", "threshold": 0.5}, 2)],
+)
+def test_an_agreement_must_ask_for_the_noises_that_the_rule_adds(aggregate: dict[str, Any], right: int) -> None:
+    made = coordinator(**aggregate)
+    for count in range(4):
+        asked = agreement(client="a", variances=np.full(count, 9, np.uint64))
+        if count == right:
+            made.agreed(asked, "a")
+        else:
+            with pytest.raises(WireError, match=f"asks for {count} noises"):
+                made.agreed(asked, "a")
+
+
+def test_a_round_has_the_noise_of_its_most_demanding_client() -> None:
+    made = coordinator(kind="sum", denoise=False)
+    for client, variance in (("a", 5), ("b", 9), ("c", 7)):
+        made.agreed(agreement(client=client, variances=np.array([variance], np.uint64)), client)
+    assert made._central(["a", "b", "c"]).variances == (9,)
+    assert made._central(["a", "c"]).variances == (7,)
+
+
+def test_answers_are_released_rows_of_this_client_to_this_plan() -> None:
+    made = coordinator()
+    made.agreed(agreement(client="a"), "a")
+    plan, rows = made.plan("a"), np.full((4, 2), 0.5, np.float32)
+    made.check_answers(answers_to(plan, "a", rows), "a", plan)
+    for other in ({"client": "b"}, {"round": 2}, {"plan": "0" * 64}, {"run": "run-2"}):
+        with pytest.raises(WireError, match="another plan"):
+            made.check_answers(
+                answers(Released(rows, "").rows, **{"client": "a", "plan": plan.identity, **other}), "a", plan
+            )
