@@ -6,7 +6,6 @@ schema; texts and tracebacks stay on the client's own console.
 
 from __future__ import annotations
 
-import fcntl
 import sys
 import threading
 import time
@@ -14,14 +13,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from client.journal import Journal
 from client.learner import Learner
+from client.lock import hold
 from fedkd import wire
 from fedkd.config import FEW_IN_A_SUM, ClientConfig, Policy, load
+from fedkd.continual.live import LiveStream
+from fedkd.data.sources import Examples
 from fedkd.distill.model import ProxyView
 from fedkd.errors import BudgetExceeded, FedkdError, WireError
 from fedkd.privacy.architecture import check_private
@@ -35,6 +36,7 @@ from fedkd.tensors import digest
 from fedkd.wire import Agreement, Answers, Code, Hello, Learned, Message, Offer, Plan, Refusal, Rows
 
 Console = Callable[[str], None]
+FRESH = "new"  # a block that nothing has been charged to: those of a stream are named by their time
 BARE = "bare"  # a student whose weights have seen private data without noise: it must never be a start for DP-SGD
 
 
@@ -48,6 +50,7 @@ class Agent:
 
     _clock = staticmethod(time.monotonic)
     _sleep = staticmethod(time.sleep)
+    _now = staticmethod(time.time)  # which block of a stream is over
 
     def __init__(self, config_path: Path, console: Console = stderr) -> None:
         """Open everything that ``client.yaml`` names. Raises FedkdError for what a user can mend."""
@@ -55,16 +58,17 @@ class Agent:
         self._base, self._console = config_path.resolve().parent, console
         self.name, self._failed, self._turn = self.config.name, False, threading.Lock()
         self.state = self._base / self.config.state
-        self._lock = _lock(self.state)
+        self.stream: LiveStream | None = None
+        self._lock = hold(self.state)
         try:
             self._open()
         except BaseException:
-            self._lock.close()
+            self._shut()
             raise
 
     def _open(self) -> None:
         self.policy = load(Policy, self._base / self.config.policy)
-        view = ProxyView.load(self._base / self.config.proxy)
+        view = ProxyView.load(self._base / self.config.proxy, self._base / self.config.code)
         self._proxy = view.proxy
         if self._proxy.hash not in self.policy.proxies:
             raise FedkdError(
@@ -79,11 +83,52 @@ class Agent:
         self.journal = Journal(self.state)
         self._fresh = self.learner.save()
         self._restore()
+        if self.config.live is not None:
+            self.stream = LiveStream(
+                self.state / "stream.sqlite", self.config.live, self._base, self._proxy, self._console
+            )
 
     def close(self) -> None:
         """Close the ledger and let another process have the state directory."""
         self.ledger.close()
+        self._shut()
+
+    def _shut(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
         self._lock.close()
+
+    # -- a stream of records -----------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Take in the records that have come, and forget those whose turn is over; between rounds, and before one."""
+        with self._turn:
+            self._look()
+
+    def held_out(self) -> Examples:
+        """The records that nothing learns: for this device's own eyes."""
+        with self._turn:
+            assert self.stream is not None
+            return self.stream.held_out()
+
+    def _look(self) -> None:
+        if self.stream is None:
+            return
+        try:
+            self.stream.ingest()
+        except FedkdError as error:  # a client whose source is away takes part with what it has
+            self._console(f"client {self.name}: {error}")
+        self.stream.forget(self.stream.current(self._now()))
+
+    def _enter(self, plan: Plan) -> str:
+        """The data block of a round, closed and in the learner's hands. Which one it is, the clock says, never what is
+        in it: an empty block is learned like any other."""
+        if self.stream is None:
+            return self.config.block
+        self._look()
+        block = self.stream.enter(plan.run, plan.round, self.stream.current(self._now()))
+        self.learner.hold(self.stream.examples(block))
+        return block
 
     # -- what the outside can reach ----------------------------------------------------------------------------------
 
@@ -96,10 +141,19 @@ class Agent:
                 # it would tell how long the training took; the stored answer leaves at the offset of the next request
                 message = Refusal(self.name, Code.LATE)
                 reply = wire.encode(message)
-            self.journal.note(method, message, reply)
+            reply = self._noted(method, message, reply)
         if due is not None:
             self._sleep(max(0.0, began + due - self._clock()))
         return reply
+
+    def _noted(self, method: str, message: Message, reply: bytes) -> bytes:
+        """The reply, once it is in the journal: what cannot be written down does not leave."""
+        try:
+            self.journal.note(method, message, reply)
+            return reply
+        except OSError:
+            self._tell()
+            return wire.encode(Refusal(self.name, Code.FAILED))
 
     def _reply(self, method: str, payload: bytes) -> tuple[bytes, Message, float | None]:
         """Reply, and the offset after the request at which the policy lets it go."""
@@ -131,7 +185,8 @@ class Agent:
         self._check_seen(offer.server, offer.seen)
         contract = self.ledger.contract(offer.run)
         if contract is None:  # or closed: then the ledger refuses
-            contract = draw_up(self.policy, offer, self.ledger.past(), self.config.block)
+            block = self.config.block if self.stream is None else FRESH
+            contract = draw_up(self.policy, offer, self.ledger.past(), block)
             self.ledger.register(contract)
         elif not contract.answers(offer) or not allows(self.policy, contract):
             raise Refused(Code.CONTRACT)
@@ -151,6 +206,11 @@ class Agent:
         try:
             self.ledger.check_seen(server, seen)
         except Refused as refused:
+            if refused.code is Code.MALFORMED:
+                self._console(
+                    f"client {self.name}: server {server} knows a client of this name with another identity key; if "
+                    f"the state in {self.state} is a new one, it needs a client name of its own"
+                )
             if refused.code is Code.ROLLED_BACK:
                 self._console(
                     f"client {self.name}: server {server} has seen a newer ledger of this client than the one in "
@@ -188,6 +248,7 @@ class Agent:
 
     def _release(self, plan: Plan, labels: Rows | None, contract: Contract) -> bytes:
         """reserve -> compute -> store -> commit; the caller sends."""
+        block = self._enter(plan)
         try:
             reservation = self.ledger.reserve(
                 plan.run,
@@ -195,7 +256,7 @@ class Agent:
                 plan.identity,
                 self.learner.snapshot,
                 lambda: self._new_key(plan),
-                self.config.block,
+                block,
             )
         except BudgetExceeded:
             self._learn_only(plan, labels)
@@ -288,15 +349,3 @@ class Agent:
 
 def _lineage(contract: Contract) -> str:
     return "private" if contract.mechanism == "dp_sgd" else BARE
-
-
-def _lock(state: Path) -> IO[str]:
-    """One agent a state directory."""
-    state.mkdir(parents=True, exist_ok=True)
-    file = (state / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise FedkdError("another agent uses this state directory", where=str(state), fix="stop it first") from None
-    return file

@@ -11,7 +11,7 @@ import logging
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.channel import channel_for
+from client.channel import Channel, channel_for
 from fedkd.flower import FailureCode, failure_reply, lifetime_of, payload_of, reply_with
 
 _log = logging.getLogger(__name__)
@@ -37,9 +37,17 @@ def answer(message: Message, context: Context) -> Message:
     return _relay("answer", message, context)
 
 
+def _channel(context: Context, timeout: float) -> Channel:
+    if "agent" in context.node_config or "partition-id" not in context.node_config:
+        return channel_for(str(context.node_config["agent"]), timeout)
+    from client import simulated  # brings torch, and data: only where there is no device and no agent's process
+
+    return simulated.channel(context.node_config, str(context.run_config["config"]), context.run_id)
+
+
 def _relay(method: str, message: Message, context: Context) -> Message:
     try:
-        channel = channel_for(str(context.node_config["agent"]), timeout=lifetime_of(message))
+        channel = _channel(context, lifetime_of(message))
         return reply_with(message, channel.call(method, payload_of(message)))
     except Exception:
         _log.exception("the agent did not answer %s", method)

@@ -9,10 +9,11 @@ from functools import cache
 from typing import Protocol, cast
 
 import grpc
+from google.protobuf.wrappers_pb2 import BytesValue
 
 from fedkd.errors import ConfigError
 
-SERVICE = "fedkd.agent.v1.Agent"
+SERVICE = "fedkd.agent.v1.Agent"  # agent.proto
 METHODS = {"describe": "Describe", "agree": "Agree", "answer": "Answer"}
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 # Set on both ends. Without the bound on its back-off a client would keep finding a restarted agent dead for minutes.
@@ -53,8 +54,10 @@ class GrpcChannel:
     timeout: float | None
 
     def call(self, method: str, payload: bytes) -> bytes:
-        invoke = _connection(self.address).unary_unary(f"/{SERVICE}/{METHODS[method]}")
-        return cast(bytes, invoke(payload, timeout=self.timeout))
+        invoke = _connection(self.address).unary_unary(
+            f"/{SERVICE}/{METHODS[method]}", BytesValue.SerializeToString, BytesValue.FromString
+        )
+        return cast(bytes, invoke(BytesValue(value=payload), timeout=self.timeout).value)
 
 
 @cache

@@ -1,54 +1,144 @@
-"""What ``fedkd client`` and ``python -m client`` do: agent and relay of one client, until they are stopped."""
+"""What ``fedkd client``, ``fedkd agent`` and ``fedkd relay`` do, until they are stopped."""
 
 from __future__ import annotations
 
+import grp
+import logging
+import os
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from client.agent import Agent, stderr
+import grpc
+
 from client.service import serve
-from client.supervise import RelayConfig, start_relay
-from fedkd.errors import FedkdError
-from fedkd.flower import interrupted_by_sigterm
+from client.supervise import RelayProcess, start_relay
+from fedkd import logs
+from fedkd.config import ClientConfig, RelayConfig, load
+from fedkd.errors import ConfigError, FedkdError
+from fedkd.processes import interrupted_by_sigterm
+
+if TYPE_CHECKING:
+    from client.agent import Agent  # brings torch, which a relay has no use for
+
+_log = logging.getLogger(__name__)
 
 LONGEST_SOCKET_PATH = 90  # bytes; the system's limit is a little over a hundred
+ONE_USER = (
+    "agent and relay run as one user, and code that the server ships could read the private data: fine for "
+    "development; in production start 'fedkd agent' and 'fedkd relay' as two users"
+)
 
 
-def run(path: Path) -> None:
-    """Open the agent, start answering, and keep the relay running. Returns after SIGTERM or Ctrl-C."""
+def client(path: Path, log: logs.Form = "text") -> None:
+    """Agent and relay in one command. Returns after SIGTERM or Ctrl-C."""
+    logs.configure(log, sys.stderr)
+    with _until_stopped(), _agent(path) as (agent, address):
+        relay = start_relay(_own_relay(agent, path, address))
+        try:
+            _log.info(
+                "client %s: agent and relay are running for %s; %s", agent.name, agent.config.address, _terms(agent)
+            )
+            _log.warning(ONE_USER)
+            _between_rounds(agent, path)
+        finally:
+            relay.stop()
+
+
+def agent(path: Path, log: logs.Form = "text") -> None:
+    """The agent alone; the relay is another user's."""
+    logs.configure(log, sys.stderr)
+    with _until_stopped(), _agent(path) as (opened, address):
+        _log.info("client %s: the agent answers on %s; %s", opened.name, address, _terms(opened))
+        if opened.config.socket_group is None:
+            _log.warning("there is no 'socket_group', so that the relay must be the same user: %s", ONE_USER)
+        _between_rounds(opened, path)
+
+
+def relay(path: Path, log: logs.Form = "text") -> None:
+    """The relay alone. It needs neither data nor policy, and its user should be able to read neither."""
+    logs.configure(log, sys.stderr)
+    config, base = load(RelayConfig, path), path.resolve().parent
+    process = RelayProcess(
+        superlink=config.address,
+        agent=f"unix:{base / config.socket}",
+        home=base / config.home,
+        root_certificates=base / config.tls.ca if config.tls else None,
+        private_key=base / config.node_key if config.node_key else None,
+    )
+    with _until_stopped():
+        service = start_relay(process)
+        try:
+            _log.info("the relay is running for %s, agent at %s", config.address, process.agent)
+            if shares_user(base / config.socket):
+                _log.warning(ONE_USER)
+            _wait()
+        finally:
+            service.stop()
+
+
+def shares_user(socket: Path) -> bool:
+    """Whether the agent's socket is this process's own user's, or this process may read everybody's files."""
+    return os.geteuid() == 0 or (socket.exists() and socket.stat().st_uid == os.geteuid())
+
+
+# -- the agent ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _agent(path: Path) -> Iterator[tuple[Agent, str]]:
+    """An agent that answers on its address."""
     import torch
 
+    from client.agent import Agent
+
     torch.set_num_threads(1)  # the same bytes on every machine, and as in a simulation
-    agent = Agent(path)
+    config, base = load(ClientConfig, path), path.resolve().parent
+    state = base / config.state
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with ExitStack() as stack:
+        opened = Agent(path, _log.info)
+        stack.callback(opened.close)
+        address = stack.enter_context(_address(config, base))
+        server = serve(_exporting(opened), address)
+        stack.callback(_stop, server)
+        if config.socket_group is not None:
+            os.chown(address.removeprefix("unix:"), -1, _group(config.socket_group, path))
+        yield opened, address
+
+
+def _stop(server: grpc.Server) -> None:
+    server.stop(grace=5).wait()
+
+
+@contextmanager
+def _address(config: ClientConfig, base: Path) -> Iterator[str]:
+    """Where the agent listens: the configured socket, or one in the state folder, or in a private folder where that
+    path is too long."""
+    if config.socket is not None:
+        wanted = base / config.socket
+        wanted.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        yield f"unix:{wanted}"
+        return
+    if config.socket_group is not None:
+        raise ConfigError("the relay's user cannot reach a socket in the state folder", fix="give 'socket' as well")
+    wanted = (base / config.state).resolve() / "agent.sock"
+    if len(os.fsencode(wanted)) <= LONGEST_SOCKET_PATH:
+        yield f"unix:{wanted}"
+        return
+    with tempfile.TemporaryDirectory(prefix="fedkd-") as folder:
+        yield f"unix:{folder}/agent.sock"
+
+
+def _group(name: str, path: Path) -> int:
     try:
-        with interrupted_by_sigterm(), _socket(agent.state) as address:
-            server = serve(_exporting(agent), address)
-            relay = start_relay(RelayConfig(agent.config.address, address, agent.state / "relay"))
-            _greet(agent)
-            try:
-                threading.Event().wait()
-            finally:
-                relay.stop()
-                server.stop(grace=5).wait()
-    except KeyboardInterrupt:
-        stderr(f"client {agent.name}: stopped")
-    finally:
-        agent.close()
-
-
-def _greet(agent: Agent) -> None:
-    policy = agent.policy
-    stderr(
-        f"client {agent.name}: agent and relay are running for {agent.config.address}; policy {policy.mechanism}, "
-        f"epsilon {policy.epsilon:g} at delta {policy.delta:g} per example"
-    )
-    stderr("agent and relay run as one user: fine for development; running them apart is not supported yet")
-    if policy.noise == "simulation":
-        stderr("WARNING: the policy says 'noise: simulation': reproducible noise gives NO privacy guarantee")
+        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError(f"there is no group {name!r}", where=f"{path}, key 'socket_group'", fix="create it") from None
 
 
 class _exporting:
@@ -65,15 +155,51 @@ class _exporting:
         return reply
 
 
+def _terms(agent: Agent) -> str:
+    policy = agent.policy
+    if policy.noise == "simulation":
+        _log.warning("the policy says 'noise: simulation': reproducible noise gives NO privacy guarantee")
+    return f"policy {policy.mechanism}, epsilon {policy.epsilon:g} at delta {policy.delta:g} per example"
+
+
+def _own_relay(agent: Agent, path: Path, address: str) -> RelayProcess:
+    config, base = agent.config, path.resolve().parent
+    return RelayProcess(
+        superlink=config.address,
+        agent=address,
+        home=agent.state / "relay",
+        root_certificates=base / config.tls.ca if config.tls else None,
+        private_key=base / config.node_key if config.node_key else None,
+    )
+
+
+# -- a process that lives long -----------------------------------------------------------------------------------------
+
+
 @contextmanager
-def _socket(state: Path) -> Iterator[str]:
-    """An address for the agent: in the state directory, or, where that path is too long, in a private directory."""
-    wanted = state.resolve() / "agent.sock"
-    if len(str(wanted).encode()) <= LONGEST_SOCKET_PATH:
-        yield f"unix:{wanted}"
-        return
-    with tempfile.TemporaryDirectory(prefix="fedkd-") as folder:
-        yield f"unix:{folder}/agent.sock"
+def _until_stopped() -> Iterator[None]:
+    try:
+        with interrupted_by_sigterm():
+            yield
+    except KeyboardInterrupt:
+        _log.info("stopped")
+
+
+def _wait(seconds: float | None = None) -> None:
+    threading.Event().wait(seconds)
+
+
+def _between_rounds(agent: Agent, path: Path) -> None:
+    """Wait; a client that goes on learning looks after its stream and its versions meanwhile."""
+    live = agent.config.live
+    if live is None:
+        return _wait()
+    from client.upkeep import Upkeep
+
+    upkeep = Upkeep(agent, path.resolve().parent, _log.info)
+    while True:
+        upkeep.look()
+        _wait(live.every)
 
 
 def main() -> int:
@@ -82,7 +208,7 @@ def main() -> int:
         print("usage: python -m client CONFIG", file=sys.stderr)
         return 2
     try:
-        run(Path(sys.argv[1]))
+        client(Path(sys.argv[1]))
     except FedkdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -28,8 +29,15 @@ class Journal:
         line = {"asked": method, **describe(message), "bytes": len(payload), "digest": digest(payload)}
         if self._path.exists() and self._path.stat().st_size > LIMIT // 2:
             self._path.replace(self._path.with_name("sent.jsonl.1"))
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        with self._path.open("a+b") as file:
+            file.write(self._mended(file) + json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+    def _mended(self, file: BinaryIO) -> bytes:
+        """What ends a line that a crash has cut short: it must not take the next one with it."""
+        if file.seek(0, os.SEEK_END) == 0:
+            return b""
+        file.seek(-1, os.SEEK_END)
+        return b"" if file.read() == b"\n" else b"\n"
 
 
 def read(state: Path) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from fedkd.config import ClientConfig
 from fedkd.data import encoding, sources
 from fedkd.data.partition import fingerprints
 from fedkd.data.sources import Examples
-from fedkd.distill.losses import Objective, SoftLabels, soften
+from fedkd.distill.losses import Objective, Targets, soften
 from fedkd.distill.model import Model, ProxyView
+from fedkd.distill.outputs import targets_of
 from fedkd.distill.students import DEFAULTS
 from fedkd.distill.trainer import Distillation, Labelled, Optimiser, Velocity, fit, learn_round, logits
 from fedkd.privacy.contract import Contract
@@ -48,26 +49,38 @@ class Learner:
     ) -> None:
         """Raises DataError for data that does not fit the proxy set."""
         self._config, self._view, self._base = config, view, base / config.code
-        self._seed = derive(config.seed, "client", config.name)
-        examples = self._private_examples(base, console)
-        self.snapshot = digest(pack({"x": examples.x, "y": examples.y}, {}))
-        self._lineages = [self._lineage(part, index) for index, part in enumerate(_shards(examples, shards))]
+        self._seed, self._console = derive(config.seed, "client", config.name), console
+        nothing = Labelled(torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        self._lineages = [Lineage(self._fresh(index), nothing) for index in range(shards)]
         self.labels: Rows | None = None
+        self.hold(self._private_examples(base))
 
-    def _private_examples(self, base: Path, console: Callable[[str], None]) -> Examples:
-        proxy, where = self._view.proxy, f"client {self._config.name}, source {self._config.data.source}"
-        data = encoding.agreed(self._config.data, proxy.provenance.get("encoding", {}), where)
-        examples, _ = sources.load(data, base)
-        sources.check(examples, where, shape=proxy.shape, classes=proxy.classes)
+    def hold(self, examples: Examples) -> None:
+        """Learn from these private examples, and from no others, until the next call."""
+        proxy = self._view.proxy
         public = np.isin(fingerprints(examples.x), fingerprints(proxy.examples))
         if public.any():
             # record by record, and seen only here: to refuse would tell the server who is in the data
-            console(f"{where}: {int(public.sum())} records are also in the proxy set, and are left out")
-        return examples.take(np.flatnonzero(~public))
+            self._console(f"{self._where}: {int(public.sum())} records are also in the proxy set, and are left out")
+        own = examples.take(np.flatnonzero(~public))
+        self.snapshot = digest(pack({"x": own.x, "y": own.y}, {}))
+        for one, part in zip(self._lineages, _shards(own, len(self._lineages)), strict=True):
+            one.data = Labelled(one.model.inputs(part.x), torch.from_numpy(part.y))
 
-    def _lineage(self, examples: Examples, index: int) -> Lineage:
-        model = self._fresh(index)
-        return Lineage(model, Labelled(model.inputs(examples.x), torch.from_numpy(examples.y)))
+    def _private_examples(self, base: Path) -> Examples:
+        """All that there is; nothing yet of a client that goes on learning, which holds one block at a time."""
+        proxy, data = self._view.proxy, self._config.data
+        if data is None:
+            return Examples(np.zeros((0, *proxy.shape), np.float32), np.zeros(0, np.int64), proxy.classes)
+        known = encoding.agreed(data, proxy.provenance.get("encoding", {}), self._where)
+        examples, _ = sources.load(known, base)
+        sources.check(examples, self._where, shape=proxy.shape, classes=proxy.classes)
+        return examples
+
+    @property
+    def _where(self) -> str:
+        source = "live" if self._config.data is None else self._config.data.source
+        return f"client {self._config.name}, source {source}"
 
     def _fresh(self, index: int) -> Model:
         seed = self._seed if index == 0 else derive(self._seed, "shard", index)
@@ -109,7 +122,7 @@ class Learner:
     ) -> None:
         """One round of private training, beside the soft labels of the proxy set."""
         for one in self._lineages:
-            distillation = self._distillation(labels, temperature, f"{contract.run} {round}")
+            distillation = self._distillation(one, labels, temperature, f"{contract.run} {round}")
             one.velocity = learn_round(
                 one.model.network, one.data, contract, self.optimiser, noise, distillation, one.velocity
             )
@@ -119,7 +132,7 @@ class Learner:
         """Soft labels alone: touches no private data and costs nothing."""
         training = self._config.training
         for one in self._lineages:
-            distillation = self._distillation(labels, temperature, salt)
+            distillation = self._distillation(one, labels, temperature, salt)
             if distillation is not None and training.distil_steps:
                 fit(
                     one.model.network,
@@ -131,13 +144,16 @@ class Learner:
                 )
         self.labels = labels
 
-    def _distillation(self, labels: Rows | None, temperature: float, salt: str) -> Distillation | None:
-        objective = Objective(self._config.training.terms)
+    def _distillation(self, one: Lineage, labels: Rows | None, temperature: float, salt: str) -> Distillation | None:
+        training = self._config.training
+        objective = Objective(training.terms)
         if labels is None or not objective:
             return None
-        target = SoftLabels(torch.from_numpy(labels.astype(np.float32)), temperature)
-        seed = derive(self._seed, "distil", salt)
-        return Distillation(self._view.inputs(self.model.network.takes), target, objective, seed)
+        x = self._view.inputs(one.model.network.takes)
+        targets = Targets(torch.from_numpy(labels.astype(np.float32)), temperature)
+        if "earlier" in objective.needs:  # its own, never that of another part of the data
+            targets = replace(targets, earlier=targets_of(one.model.network, x, temperature, set()).rows)
+        return Distillation(x, targets, objective, derive(self._seed, "distil", salt), training.perturbation)
 
     def answer(self, asked: NDArray[np.uint32] | None = None) -> NDArray[np.float32]:
         """Probabilities [students, queries, classes] on the proxy examples ``asked`` (none: all): private until a

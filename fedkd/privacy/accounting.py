@@ -167,13 +167,19 @@ def _pld(entries: History) -> Any:
 
 @lru_cache(maxsize=16)
 def _steps(noise_multiplier: float, sample_rate: float, steps: int, interval: float) -> Any:
+    one = _step(noise_multiplier, sample_rate, interval)
+    return one.self_compose(steps) if steps > 1 else one
+
+
+@lru_cache(maxsize=16)
+def _step(noise_multiplier: float, sample_rate: float, interval: float) -> Any:
+    """Cached by itself: a report composes the same step over ever more rounds, and to discretise it takes longest."""
     # imported here: the client relay and the command line should not wait for it
     from dp_accounting.pld import privacy_loss_distribution as pld
 
-    one = pld.from_gaussian_mechanism(
+    return pld.from_gaussian_mechanism(
         standard_deviation=noise_multiplier,
         value_discretization_interval=interval,
         sampling_prob=sample_rate,
         neighboring_relation=pld.NeighborRel.ADD_OR_REMOVE_ONE,
     )
-    return one.self_compose(steps) if steps > 1 else one

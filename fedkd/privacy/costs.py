@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 
 from fedkd.config import Mechanism, Policy
+from fedkd.errors import PrivacyError
+from fedkd.privacy.blocks import ALL
 from fedkd.privacy.calibration import Shape
 from fedkd.privacy.discrete import variance_for
 from fedkd.privacy.events import Adjacency, PrivacyEvent, Unit
-from fedkd.wire import Offer
 
 GRID = 16
 """A probability of a 'gaussian' answer is an integer of at most this: far finer than its noise."""
@@ -34,7 +35,7 @@ class Cost:
     unit: Unit
     adjacency: Adjacency
     parts: tuple[Part, ...]
-    blocks: tuple[str, ...] = ("all",)
+    blocks: tuple[str, ...] = (ALL,)
 
     @property
     def shape(self) -> Shape:
@@ -50,19 +51,27 @@ class Cost:
             for p in self.parts
         )
 
+    def loud(self, least: float) -> float:
+        """The noise with which every event has at least ``least``."""
+        smallest = min(scale for scale, _, _ in self.shape)
+        noise = least / smallest
+        while noise * smallest < least:  # where the quotient was rounded down
+            noise = math.nextafter(noise, math.inf)
+        return noise
+
     def variances(self, noise: float) -> tuple[int, ...]:
         """Variance of the noise on each part's integers: what may be charged as its events."""
         return tuple(variance_for(noise * p.scale, p.squared) for p in self.parts if p.squared is not None)
 
 
-def cost_of(mechanism: Mechanism, policy: Policy, offer: Offer, block: str) -> Cost:
-    """What a round of that offer costs under that policy.
+def cost_of(mechanism: Mechanism, policy: Policy, queries: int, aggregate: str, block: str = ALL) -> Cost:
+    """What a round costs under that policy, in which so many proxy examples are asked for that aggregate.
 
     ``gaussian``: rows of the simplex on a grid, each of diameter sqrt(2). ``sum``: one-hot rows, of norm 1. ``votes``:
     one vote changes two counts by 1, and the largest count by 1 (Papernot et al. 2018, arXiv:1802.08908, section 4),
     for every query that is asked: the worst case, in which all are answered.
     """
-    q = offer.queries
+    q = queries
     if mechanism == "dp_sgd":
         step = Part(1.0, policy.sample_rate, policy.steps, None)
         return Cost(mechanism, "example", "add_remove", (step,), (block,))
@@ -72,9 +81,31 @@ def cost_of(mechanism: Mechanism, policy: Policy, offer: Offer, block: str) -> C
         return Cost(mechanism, "client", "add_remove", (Part(1.0, 1.0, 1, q),))
     if mechanism == "votes":
         answer = Part(1 / math.sqrt(2), 1.0, q, 2)
-        test = (Part(policy.noise_ratio, 1.0, q, 1),) if offer.aggregate == "confident_votes" else ()
+        test = (Part(policy.noise_ratio, 1.0, q, 1),) if aggregate == "confident_votes" else ()
         sharded = policy.shards > 1
         return Cost(
             mechanism, "example" if sharded else "client", "add_remove" if sharded else "replace", (*test, answer)
         )
     return Cost(mechanism, "example", "add_remove", (Part(0.0, 1.0, 1, None),))
+
+
+def most(policy: Policy, proxies: int) -> tuple[PrivacyEvent, ...]:
+    """What a round on a proxy set of so many examples has cost at the most, whichever of the policy's mechanisms it was
+    of: the events of all of them. Raises PrivacyError where the policy leaves that open."""
+    mechanisms = (policy.mechanism, *policy.also)
+    if "none" in mechanisms:
+        return cost_of("none", policy, proxies, "mean").events(0.0)
+    if not policy.min_noise:
+        raise PrivacyError(
+            "the policy does not say how little noise a lost round may have had, so that nothing can be charged for it",
+            fix="set 'min_noise' to the least that any policy of this client has ever named; if none did, the ledger "
+            "stays locked: start a new one under another client name, and count the epsilons of both",
+        )
+    queries = proxies if policy.max_answers is None else policy.max_answers
+    if policy.max_answers is None and len(policy.proxies) > 1 and "votes" in mechanisms:
+        raise PrivacyError(
+            "the policy allows several proxy sets, and does not say how many answers a lost round may have had",
+            fix="set 'max_answers' to the most that any policy of this client has ever allowed",
+        )
+    costs = [cost_of(mechanism, policy, queries, "confident_votes") for mechanism in mechanisms]
+    return tuple(event for cost in costs for event in cost.events(cost.loud(policy.min_noise)))

@@ -50,14 +50,6 @@ def variance_for(noise_multiplier: float, squared_sensitivity: int) -> int:
     return variance
 
 
-def charged_as(variance: int, squared_sensitivity: int) -> float:
-    """The noise multiplier that N_Z(0, variance) may be charged as, rounded down. Raises PrivacyError for a variance of
-    SMOOTHING or less, about which nothing is proved."""
-    if variance <= SMOOTHING:
-        raise PrivacyError(f"discrete noise of variance {variance} cannot be charged as a Gaussian", fix="more noise")
-    return math.nextafter(math.sqrt((variance - SMOOTHING) / squared_sensitivity), 0)
-
-
 def discrete_gaussian(words: Words, n: int, variance: int) -> Integers:
     """n independent draws of N_Z(0, variance). Raises ValueError for a variance outside [1, MAX_VARIANCE], TypeError
     for one that is no integer.

@@ -90,7 +90,14 @@ def prefers_ghost(network: nn.Module) -> bool:
     """
     known = all(type(m).__module__.startswith(("torch.nn.", "fedkd.")) for m in network.modules())
     with_weights = [m for m in network.modules() if any(True for _ in m.parameters(recurse=False))]
-    return known and all(isinstance(m, GHOST_LAYERS) for m in with_weights)
+    return known and _used_once(network) and all(isinstance(m, GHOST_LAYERS) for m in with_weights)
+
+
+def _used_once(network: nn.Module) -> bool:
+    """Whether no two places of the network share a parameter: the norm of a sum is not had from its parts' norms."""
+    places = [m for _, m in network.named_modules(remove_duplicate=False)]
+    uses = [p for m in places for p in m._parameters.values() if p is not None]
+    return len(uses) == len(set(uses))
 
 
 class PrivateSteps:

@@ -17,9 +17,10 @@ from fedkd.tensors import canonical
 
 @dataclass(frozen=True)
 class Position:
-    """A place in a chain: how many entries it has up to here, and the hash of all of them."""
+    """A place in a chain: how many entries and how many charges it has up to here, and the hash of all of them."""
 
     counter: int
+    charges: int
     hash: str
 
 
@@ -33,13 +34,14 @@ class Head:
     @property
     def text(self) -> str:
         """As it crosses the wire."""
-        return f"{self.position.counter}.{self.position.hash}.{self.signature}"
+        at = self.position
+        return f"{at.counter}.{at.charges}.{at.hash}.{self.signature}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Inverse of ``text``, whose form has been checked."""
-        counter, mark, signature = text.split(".")
-        return cls(Position(int(counter), mark), signature)
+        counter, charges, mark, signature = text.split(".")
+        return cls(Position(int(counter), int(charges), mark), signature)
 
 
 class Identity:
@@ -53,6 +55,11 @@ class Identity:
         """Read the key, or make one: ``new``, or from the operating system. Raises LedgerError for a damaged file."""
         if not path.exists():
             write_atomic(path, new or os.urandom(32), mode=0o600)
+        return cls.read(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the key. Raises OSError, LedgerError for a damaged file."""
         seed = path.read_bytes()
         if len(seed) != 32:
             raise LedgerError("the client's identity key is damaged", where=str(path), fix="restore it from a backup")
@@ -79,4 +86,31 @@ def verifies(public: str, client: str, branch: str, head: Head) -> bool:
 
 
 def _text(client: str, branch: str, position: Position) -> bytes:
-    return canonical(["fedkd.head/1", client, branch, position.counter, position.hash])
+    return canonical(["fedkd.head/1", client, branch, position.counter, position.charges, position.hash])
+
+
+class HeadFile:
+    """The newest head, in a file beside the ledger: an older copy of the ledger does not pass for the newest."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self, public: str, client: str) -> Head | None:
+        """The head; None if there is no file. Raises LedgerError for anything that the client has not signed."""
+        try:
+            head = Head.parse(self._path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            head = None
+        if head is None or not verifies(public, client, "", head):
+            raise LedgerError(
+                "the head beside the ledger is damaged, or was not signed with the ledger's key",
+                where=str(self._path),
+                fix="restore it; without it, an older copy of the ledger cannot be told from the newest",
+            )
+        return head
+
+    def write(self, head: Head) -> None:
+        """Replace the file."""
+        write_atomic(self._path, head.text.encode())

@@ -25,11 +25,12 @@ class Limits:
     client: float | None = None
     lifetime: float | None = None
 
-    def admits(self, events: Sequence[PrivacyEvent], accountant: Accountant) -> bool:
-        """Whether all limits hold for ``events``, by that accountant."""
+    def admits(self, events: Sequence[PrivacyEvent], accountant: Accountant, block: str = ALL) -> bool:
+        """Whether all limits hold for ``events``, by that accountant; of blocks only those that an event in ``block``
+        adds to."""
         return all(
             accountant.spent(seen_by(unit, some), self.delta).epsilon <= limit
-            for unit, limit, some in self.columns(events)
+            for unit, limit, some in self.columns(events, block)
         )
 
     def columns(self, events: Sequence[PrivacyEvent], block: str = ALL) -> list[Column]:

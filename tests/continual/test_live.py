@@ -39,7 +39,7 @@ def write(folder: Path, name: str, n: int = 3, seed: int = 0, **changes: object)
 
 
 def opened(folder: Path, told: list[str] | None = None, **keys: object) -> LiveStream:
-    live = Live.model_validate({"source": "inbox", **keys})
+    live = Live.model_validate({"source": "inbox", "held_out": 0, **keys})
     console = (told if told is not None else []).append
     return LiveStream(folder / "stream.sqlite", live, folder, PUBLIC, console)
 
@@ -135,6 +135,66 @@ def test_a_row_of_eight_bits_beside_floats_is_in_the_same_scale(tmp_path: Path) 
     with closing(opened(tmp_path)) as stream:
         stream.ingest()
         assert sorted(stream.examples("time-0").x.max(axis=1).tolist()) == [0.5, 1.0]
+
+
+# -- held out, and forgotten -------------------------------------------------------------------------------------------
+
+
+def test_whether_a_record_is_held_out_depends_on_it_alone_and_nothing_learns_it(tmp_path: Path) -> None:
+    write(tmp_path / "inbox", "a.npz", 400, time=np.ones(400))
+    with closing(opened(tmp_path, held_out=0.25)) as whole:
+        whole.ingest()
+        learned, held = whole.examples("time-0").x, whole.held_out().x
+        assert len(learned) + len(held) == 400 and 70 < len(held) < 130
+        assert not {row.tobytes() for row in learned} & {row.tobytes() for row in held}
+    with np.load(tmp_path / "inbox" / "a.npz") as file:
+        write(tmp_path / "some" / "inbox", "b.npz", 50, **{key: file[key][:50] for key in ("x", "y", "time")})
+    with closing(opened(tmp_path / "some", held_out=0.25)) as some:
+        some.ingest()
+        assert {row.tobytes() for row in some.held_out().x} <= {row.tobytes() for row in held}
+
+
+def test_what_can_never_be_learned_again_is_forgotten_and_comes_too_late(tmp_path: Path) -> None:
+    write(tmp_path / "inbox", "a.npz", 600, time=np.arange(600) * DAY / 200)
+    with closing(opened(tmp_path, held_out=0.9)) as stream:
+        stream.ingest()
+        assert stream.enter("run", 1, "time-0") == "time-0"
+        stream.forget("time-2")
+        assert len(stream.examples("time-0")) and not len(stream.examples("time-1")), "the one that was entered stays"
+        stream.enter("run", 2, "time-2")
+        stream.forget("time-2")
+        assert not len(stream.examples("time-0")) and len(stream.examples("time-2"))
+        old = (
+            len(stream.held_out())
+            - stream._db.execute("SELECT COUNT(*) FROM records WHERE held_out = 1 AND block = 2").fetchone()[0]
+        )
+        assert 0 < old < 4 * 100
+        write(tmp_path / "inbox", "late.npz", 2, seed=1, time=np.array([1.0, DAY * 3.5]))
+        assert stream.ingest() == Taken(new=1, late=1)
+        stream.forget("time-1")  # a clock that was set back opens nothing again
+        write(tmp_path / "inbox", "later.npz", 1, seed=2, time=np.array([1.5 * DAY]))
+        assert stream.ingest() == Taken(late=1)
+
+
+def test_a_round_that_is_entered_again_has_the_block_that_it_had(tmp_path: Path) -> None:
+    write(tmp_path / "inbox", "a.npz", 2, time=np.array([1.0, DAY]))
+    with closing(opened(tmp_path, delay=10)) as stream:
+        assert stream.current(DAY + 9) == "time--1" and stream.current(DAY + 10) == "time-0"
+        stream.ingest()
+        assert stream.enter("run", 1, "time-0") == "time-0" == stream.enter("run", 1, "time-1")
+        assert stream.enter("run", 2, "time-1") == "time-1"
+
+
+def test_a_file_is_removed_once_its_records_are_in(tmp_path: Path) -> None:
+    write(tmp_path / "inbox", "a.npz")
+    (tmp_path / "inbox" / "half.npz").write_bytes(b"half")
+    with closing(opened(tmp_path, delete=True)) as stream:
+        assert stream.ingest() == Taken(new=3, refused=1)
+        assert [path.name for path in (tmp_path / "inbox").iterdir()] == ["half.npz"]
+        stream.ingest()
+        assert not stream._db.execute("SELECT * FROM sources").fetchall()
+        write(tmp_path / "inbox", "b.npz")
+        assert stream.ingest() == Taken(known=3, refused=1)
 
 
 # -- what a device may do wrong ----------------------------------------------------------------------------------------
@@ -259,7 +319,7 @@ def test_killed_at_any_statement_each_record_is_taken_exactly_once(tmp_path: Pat
 def test_ingest_on_the_command_line(tmp_path: Path, fedkd: Callable[..., tuple[int, str, str]]) -> None:
     public: ProxySet = PUBLIC
     public.save(tmp_path / "proxy.safetensors")
-    (tmp_path / "live.yaml").write_text("source: inbox\nby: hash\nblocks: 2\n")
+    (tmp_path / "live.yaml").write_text("source: inbox\nby: hash\nblocks: 2\nheld_out: 0\n")
     write(tmp_path / "inbox", "a.npz", 8, time=None)
     command = (
         "device",
