@@ -89,15 +89,15 @@ def less_noise(times: float) -> Plant:
     return plant
 
 
-def less_sensitivity(times: Callable[[Any], int]) -> Plant:
+def less_sensitivity(times: Callable[[int], int]) -> Plant:
     """Noise on answers, sums and votes is sized for a squared sensitivity that is so many times too small."""
 
     def plant(stack: ExitStack) -> None:
-        def wrong(mechanism: Any, policy: Any, offer: Any, block: str) -> Cost:
-            cost = cost_of(mechanism, policy, offer, block)
+        def wrong(mechanism: Any, policy: Any, queries: int, aggregate: str, block: str) -> Cost:
+            cost = cost_of(mechanism, policy, queries, aggregate, block)
             if mechanism in ("dp_sgd", "none"):
                 return cost
-            parts = (replace(p, squared=p.squared and max(1, p.squared // times(offer))) for p in cost.parts)
+            parts = (replace(p, squared=p.squared and max(1, p.squared // times(queries))) for p in cost.parts)
             return replace(cost, parts=tuple(parts))
 
         stack.enter_context(patch.object(contract, "cost_of", wrong))
@@ -175,8 +175,8 @@ BUGS: dict[str, Bug] = {
     "none: the code as it is": Bug(lambda stack: None, (TRAINING, ANSWERS)),
     "clip forgotten": Bug(clip_forgotten),
     "noise √2 too small in DP-SGD": Bug(less_noise(math.sqrt(2))),
-    "√2 forgotten in gaussian, sum and votes": Bug(less_sensitivity(lambda offer: 2), (ANSWERS,)),
-    "√q forgotten in gaussian, sum and votes": Bug(less_sensitivity(lambda offer: offer.queries), (ANSWERS,)),
+    "√2 forgotten in gaussian, sum and votes": Bug(less_sensitivity(lambda queries: 2), (ANSWERS,)),
+    "√q forgotten in gaussian, sum and votes": Bug(less_sensitivity(lambda queries: queries), (ANSWERS,)),
     "no noise in DP-SGD": Bug(less_noise(1e9)),
     "noise shared by clients": Bug(key_without("client")),
     "noise shared by rounds": Bug(key_without("round")),

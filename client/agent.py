@@ -37,6 +37,8 @@ from fedkd.wire import Agreement, Answers, Code, Hello, Learned, Message, Offer,
 
 Console = Callable[[str], None]
 FRESH = "new"  # a block that nothing has been charged to: those of a stream are named by their time
+MALFORMED_TOLD = 100
+"""Messages that are none of which the console is told: a server that sends them for ever must not fill the disk."""
 BARE = "bare"  # a student whose weights have seen private data without noise: it must never be a start for DP-SGD
 
 
@@ -57,6 +59,7 @@ class Agent:
         self.config = load(ClientConfig, config_path)
         self._base, self._console = config_path.resolve().parent, console
         self.name, self._failed, self._turn = self.config.name, False, threading.Lock()
+        self._malformed = 0
         self.state = self._base / self.config.state
         self.stream: LiveStream | None = None
         self._lock = hold(self.state)
@@ -172,7 +175,7 @@ class Agent:
         except Refused as refused:
             message = Refusal(self.name, refused.code)
         except WireError as error:
-            self._console(f"client {self.name}: refused a message: {error.what}")
+            self._tell_malformed(error.what)
             message = Refusal(self.name, Code.MALFORMED)
         except (Exception, SystemExit):  # user code may do anything; Ctrl-C alone is for the process
             self._tell()
@@ -330,11 +333,17 @@ class Agent:
 
     def _tidy(self) -> None:
         current = self.ledger.state("student")
-        for path in self.state.glob("student-*.safetensors"):
+        for path in self.state.glob("student-*"):  # also what a kill has left half written
             if path.name != current:
                 path.unlink()
 
     # -- the console -------------------------------------------------------------------------------------------------
+
+    def _tell_malformed(self, what: str) -> None:
+        self._malformed += 1
+        if self._malformed <= MALFORMED_TOLD:
+            last = "; further ones are not told" if self._malformed == MALFORMED_TOLD else ""
+            self._console(f"client {self.name}: refused a message: {what}{last}")
 
     def _tell(self) -> None:
         """What a user can mend in its own words; of other failures the first with its traceback."""

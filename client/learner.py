@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedkd.config import ClientConfig
+from fedkd.config import ClientConfig, Student
 from fedkd.data import encoding, sources
 from fedkd.data.partition import fingerprints
 from fedkd.data.sources import Examples
 from fedkd.distill.losses import Objective, Targets, soften
 from fedkd.distill.model import Model, ProxyView
 from fedkd.distill.outputs import targets_of
-from fedkd.distill.students import DEFAULTS
-from fedkd.distill.trainer import Distillation, Labelled, Optimiser, Velocity, fit, learn_round, logits
+from fedkd.distill.trainer import Distillation, Labelled, Optimiser, Velocity, fit, learn_round, logits, optimiser_of
 from fedkd.privacy.contract import Contract
 from fedkd.privacy.noise import NoiseSource
 from fedkd.rng import derive
@@ -50,37 +49,47 @@ class Learner:
         """Raises DataError for data that does not fit the proxy set."""
         self._config, self._view, self._base = config, view, base / config.code
         self._seed, self._console = derive(config.seed, "client", config.name), console
-        nothing = Labelled(torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-        self._lineages = [Lineage(self._fresh(index), nothing) for index in range(shards)]
         self.labels: Rows | None = None
-        self.hold(self._private_examples(base))
+        self._parts = self._own(self._private_examples(base), shards)
+        self._lineages = [self._lineage(index) for index in range(shards)]
 
     def hold(self, examples: Examples) -> None:
         """Learn from these private examples, and from no others, until the next call."""
-        proxy = self._view.proxy
-        public = np.isin(fingerprints(examples.x), fingerprints(proxy.examples))
+        self._parts = self._own(examples, len(self._lineages))
+        for one, part in zip(self._lineages, self._parts, strict=True):
+            one.data = _labelled(one.model, part)
+
+    def _own(self, examples: Examples, shards: int) -> list[Examples]:
+        """What each student learns of private examples; the snapshot is theirs from now on."""
+        public = np.isin(fingerprints(examples.x), fingerprints(self._view.proxy.examples))
         if public.any():
             # record by record, and seen only here: to refuse would tell the server who is in the data
             self._console(f"{self._where}: {int(public.sum())} records are also in the proxy set, and are left out")
         own = examples.take(np.flatnonzero(~public))
         self.snapshot = digest(pack({"x": own.x, "y": own.y}, {}))
-        for one, part in zip(self._lineages, _shards(own, len(self._lineages)), strict=True):
-            one.data = Labelled(one.model.inputs(part.x), torch.from_numpy(part.y))
+        return _shards(own, shards)
 
     def _private_examples(self, base: Path) -> Examples:
         """All that there is; nothing yet of a client that goes on learning, which holds one block at a time."""
-        proxy, data = self._view.proxy, self._config.data
-        if data is None:
+        proxy, where = self._view.proxy, self._where
+        if self._config.data is None:
             return Examples(np.zeros((0, *proxy.shape), np.float32), np.zeros(0, np.int64), proxy.classes)
-        known = encoding.agreed(data, proxy.provenance.get("encoding", {}), self._where)
-        examples, _ = sources.load(known, base)
-        sources.check(examples, self._where, shape=proxy.shape, classes=proxy.classes)
+        data = encoding.agreed(self._config.data, proxy.provenance.get("encoding", {}), where)
+        examples, _ = sources.load(data, base)
+        sources.check(examples, where, shape=proxy.shape, classes=proxy.classes)
         return examples
 
     @property
     def _where(self) -> str:
         source = "live" if self._config.data is None else self._config.data.source
         return f"client {self._config.name}, source {source}"
+
+    def _lineage(self, index: int, like: Lineage | None = None) -> Lineage:
+        """A student as it begins, on the inputs of ``like`` where it takes the same."""
+        model, part = self._fresh(index), self._parts[index]
+        if like is not None and like.model.network.takes == model.network.takes:
+            return Lineage(model, like.data)
+        return Lineage(model, _labelled(model, part))
 
     def _fresh(self, index: int) -> Model:
         seed = self._seed if index == 0 else derive(self._seed, "shard", index)
@@ -101,21 +110,26 @@ class Learner:
         """Its momentum."""
         return self._lineages[0].velocity
 
-    def alone(self) -> Learner:
-        """Another learner on the same data, with the same initial weights: for a comparison, never for a release."""
+    def alone(self, student: Student | None = None) -> Learner:
+        """Another learner on the same data, with the same initial weights or another student: for a comparison, never
+        for a release."""
         other = copy.copy(self)
-        other._lineages = [Lineage(self._fresh(index), one.data) for index, one in enumerate(self._lineages)]
+        if student is not None:
+            other._config = self._config.model_copy(update={"student": student})
+        other._lineages = [other._lineage(index, like) for index, like in enumerate(self._lineages)]
         other.labels = None
         return other
 
     @property
+    def everything(self) -> Labelled:
+        """The private examples of all parts."""
+        x, y = zip(*((one.data.x, one.data.y) for one in self._lineages), strict=True)
+        return self.data if len(x) == 1 else Labelled(torch.cat(x), torch.cat(y))
+
+    @property
     def optimiser(self) -> Optimiser:
         """The architecture's own settings over the client's training block."""
-        student, training = self._config.student, self._config.training
-        usual = DEFAULTS.get(student.kind, {})
-        rate = student.learning_rate or usual.get("learning_rate") or training.learning_rate
-        momentum = training.momentum if student.momentum is None else student.momentum
-        return Optimiser(rate, momentum)
+        return optimiser_of(self._config.student, self._config.training)
 
     def learn(
         self, contract: Contract, round: int, labels: Rows | None, temperature: float, noise: NoiseSource
@@ -193,6 +207,10 @@ class Learner:
 
 def _prefix(index: int) -> str:
     return f"{index}." if index else ""
+
+
+def _labelled(model: Model, part: Examples) -> Labelled:
+    return Labelled(model.inputs(part.x), torch.from_numpy(part.y))
 
 
 def _shards(examples: Examples, count: int) -> list[Examples]:

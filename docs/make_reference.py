@@ -158,6 +158,7 @@ def _configuration() -> str:
         "Every file is YAML, and every key that is not listed here is refused. Paths are relative to the file.",
         "`fedkd config show --kind KIND FILE` checks a file and fills in the defaults; `fedkd config schema KIND`",
         "prints the JSON schema. A key with a dot is nested; `[]` stands for each entry of a list.",
+        "`NAME` stands for each name of a mapping.",
     ]
     for name, kind in KINDS.items():
         rows = [row for key, field, schema in _keys(kind) for row in [_key(key, field, schema)]]
@@ -174,6 +175,7 @@ def _keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldI
             yield prefix + name, field, schemas[name]
             continue
         several = "[]" if schemas[name].get("type") == "array" else ""
+        several = ".NAME" if "additionalProperties" in schemas[name] else several
         if several or field.is_required() or field.default is None:
             yield prefix + name, field, schemas[name]
         yield from _keys(below, f"{prefix}{name}{several}.")
@@ -197,7 +199,7 @@ def _key(key: str, field: FieldInfo, schema: dict[str, Any]) -> tuple[str, ...]:
 def _value(default: Any) -> str:
     """As YAML would have it."""
     if isinstance(default, BaseModel):
-        return str(getattr(default, "kind", default))
+        return str(getattr(default, "kind", "{}"))
     if isinstance(default, tuple):
         return "[" + ", ".join(_value(one) for one in default) + "]"
     if isinstance(default, dict):

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fedkd.errors import ConfigError
 
@@ -28,9 +37,16 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 Mechanism = Literal["dp_sgd", "gaussian", "sum", "votes", "none"]
 Codec = Literal["float32", "float16"]
-AGGREGATES: dict[Mechanism, Literal["mean", "sum", "votes"]] = {
-    "dp_sgd": "mean", "gaussian": "mean", "none": "mean", "sum": "sum", "votes": "votes"
-}  # fmt: skip
+Rule = Literal["mean", "entropy", "confidence", "majority", "median", "trimmed", "sum", "votes"]
+_OF_PROBABILITIES: tuple[Rule, ...] = ("mean", "entropy", "confidence", "majority", "median", "trimmed")
+AGGREGATES: dict[Mechanism, tuple[Rule, ...]] = {
+    "dp_sgd": _OF_PROBABILITIES,
+    "gaussian": ("mean",),  # the noise of every client is only averaged away by a mean
+    "sum": ("sum",),
+    "votes": ("votes",),
+    "none": _OF_PROBABILITIES,
+}
+"""What answers of a mechanism may be used for: the usual rule, and others."""
 FEWEST_IN_A_SUM, FEW_IN_A_SUM = 20, 50  # clients below which a noised sum is refused, and warned of
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -204,6 +220,16 @@ class Partition(Model):
     )
 
 
+class Poison(Model):
+    """Simulated clients that send bad answers, of the right form."""
+
+    kind: Literal["label_flip", "random", "colluding"] = Field(
+        description="label_flip: every class named as the next one; random: sure of a class drawn for each answer; "
+        "colluding: sure of the class next to their own first choice"
+    )
+    share: Annotated[float, Field(ge=0, le=1)] = Field(0.2, description="of the clients, chosen by the seed")
+
+
 class Proxy(Model):
     """The public examples, cut off before anything else."""
 
@@ -336,10 +362,12 @@ class Distil(Model):
 class Aggregate(Model):
     """What the server makes of many clients' answers."""
 
-    kind: Literal["auto", "mean", "sum", "votes"] = Field(
+    kind: Literal["auto", Rule] = Field(
         "auto",
-        description="mean of probabilities; sum of one-hot votes, noised once; votes: noisy arg-max of each query "
-        "(GNMax); auto: what the scenario's mechanism needs, for a deployed server mean",
+        description="of probabilities: mean; entropy: the mean, sharpened; confidence: a mean weighted by the variance "
+        "of rows; majority of first choices; coordinate-wise median, or trimmed mean. sum of one-hot votes, noised "
+        "once; votes: noisy arg-max of each query (GNMax). auto: what the scenario's mechanism needs, for a deployed "
+        "server mean",
     )
     queries: int | None = Field(
         None, ge=1, description="proxy examples asked a round, in turn, as far as there are so many; none: all"
@@ -348,6 +376,10 @@ class Aggregate(Model):
         None, description="votes: share of the clients that must agree before a query is answered (Confident-GNMax)"
     )
     denoise: bool = Field(True, description="ridge regression of noisy sums on the public features, before the arg-max")
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(0.1, description="entropy: T of the softmax")
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.2, description="trimmed: share of the clients cut off at either end of every probability"
+    )
 
     @model_validator(mode="after")
     def _of_votes(self) -> Self:
@@ -472,6 +504,53 @@ def _students(value: object) -> object:
     return value
 
 
+BaselineName = Literal["local", "central", "central_dp_sgd", "fedavg", "fedprox", "fedavg_dp_sgd"]
+_SCHEDULED = {"student", "rounds", "steps", "sample_rate", "learning_rate"}
+# What each comparison reads: the first two have the run's own contract, and none.
+_COMPARED: dict[str, set[str]] = {
+    "local": set(),
+    "central": set(),
+    "central_dp_sgd": _SCHEDULED,
+    "fedavg": _SCHEDULED,
+    "fedprox": _SCHEDULED | {"mu"},
+    "fedavg_dp_sgd": _SCHEDULED,
+}
+
+
+class Baseline(Model):
+    """A model that a run is compared with, on the same splits. What is null is the scenario's own."""
+
+    student: Student | None = Field(None, description="its architecture; null: the first of students")
+    rounds: int | None = Field(None, ge=1, le=10_000, description="how often weights are averaged")
+    steps: int | None = Field(None, ge=1, description="optimiser steps a round, as privacy.steps")
+    sample_rate: Rate | None = Field(None, description="as privacy.sample_rate")
+    learning_rate: Positive | None = Field(None, description="overrules that of student and training")
+    mu: NonNegative = Field(0.01, description="fedprox: weight of the distance to the round's first weights")
+
+
+def _baselines(value: object) -> object:
+    """True and False, names, a list of names, or a mapping from names to settings."""
+    if isinstance(value, bool):
+        value = ["local", "central"] if value else []
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, Mapping):
+        return {name: {} if settings is None else settings for name, settings in value.items()}
+    if isinstance(value, Sequence):
+        _distinct([str(name) for name in value], "baselines")
+        return {str(name): {} for name in value}
+    return value
+
+
+def _read_what_is_set(baselines: dict[str, Baseline]) -> dict[str, Baseline]:
+    for name, settings in baselines.items():
+        odd = sorted(settings.model_fields_set - _COMPARED[name])
+        set_to = [key for key in odd if getattr(settings, key) != Baseline.model_fields[key].default]
+        if set_to:
+            raise ValueError(f"{name} does not read {set_to[0]!r}: remove it")
+    return baselines
+
+
 class Federation(Model):
     """What a simulation and a deployed server have in common."""
 
@@ -504,21 +583,36 @@ class Scenario(Federation):
     )
     training: Training = Training()
     privacy: Privacy = Privacy()
-    baselines: bool = Field(True, description="also train local-only students and a central model to compare with")
+    poison: Poison | None = Field(None, description="clients that lie; only where clients are simulated")
+    baselines: Annotated[
+        dict[BaselineName, Baseline], BeforeValidator(_baselines), AfterValidator(_read_what_is_set)
+    ] = Field(
+        {"local": Baseline(), "central": Baseline()},
+        description="what to compare with, each by itself: true (local, central), false, a list of names, or a mapping "
+        "from names to settings",
+    )
 
     @model_validator(mode="after")
     def _fits_the_mechanism(self) -> Self:
-        needed = AGGREGATES[self.privacy.mechanism]
-        if self.aggregate.kind not in ("auto", needed):
-            raise ValueError(f"the mechanism {self.privacy.mechanism!r} needs aggregate.kind: {needed}")
+        fitting = AGGREGATES[self.privacy.mechanism]
+        if self.aggregate.kind not in ("auto", *fitting):
+            raise ValueError(f"the mechanism {self.privacy.mechanism!r} needs aggregate.kind: {' or '.join(fitting)}")
         if self.privacy.mechanism == "sum" and self.clients < FEWEST_IN_A_SUM:
             raise ValueError(f"the mechanism 'sum' needs {FEWEST_IN_A_SUM} clients at least: its noise drowns fewer")
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_lies(self) -> Self:
+        if self.poison is not None and 0 < self.poison.share * self.clients <= 0.5:
+            raise ValueError(f"poison.share {self.poison.share} of {self.clients} clients is nobody: raise one of them")
         return self
 
     @property
     def aggregation(self) -> Aggregate:
         """``aggregate`` with its kind resolved."""
-        return self.aggregate.model_copy(update={"kind": AGGREGATES[self.privacy.mechanism]})
+        usual = AGGREGATES[self.privacy.mechanism][0]
+        kind = usual if self.aggregate.kind == "auto" else self.aggregate.kind
+        return self.aggregate.model_copy(update={"kind": kind})
 
 
 class ServerTls(Model):
@@ -722,20 +816,31 @@ def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]
             yield from _lines(value, f"{prefix}{index}.")
 
 
+def setting(text: str) -> tuple[str, Any]:
+    """Key and value of ``key=value``, the value in YAML. Raises ConfigError."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set takes key=value, not {text!r}", fix="for example: --set privacy.epsilon=8")
+    try:
+        return key.strip(), _scalar(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value is not valid YAML: {error}", where=f"--set {text}") from None
+
+
+def mapping(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises ConfigError."""
+    return _read(path)[0]
+
+
 def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set takes key=value, not {override!r}", fix="for example: --set privacy.epsilon=8")
-    *parents, leaf = key.strip().split(".")
+    key, value = setting(override)
+    *parents, leaf = key.split(".")
     for parent in parents:
         below = tree.get(parent)
         tree = tree.setdefault(parent, {}) if not isinstance(below, dict) else below
         if not isinstance(tree, dict):
             raise ConfigError(f"{parent!r} has no keys below it", where=f"--set {override}")
-    try:
-        tree[leaf] = _scalar(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the value is not valid YAML: {error}", where=f"--set {override}") from None
+    tree[leaf] = value
 
 
 def _scalar(text: str) -> Any:

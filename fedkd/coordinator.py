@@ -22,8 +22,9 @@ from fedkd.wire import Agreement, Answers, Offer, Plan, Rows, changed, labels_di
 MAX_VOTES = 100
 """One client's votes a query, at the most."""
 
-CENTRAL = {"mean": 0, "sum": 1, "votes": 1, "confident_votes": 2}
-"""How many noises the aggregator adds; clients that answer for a mean add their own."""
+CENTRAL = {"sum": 1, "votes": 1, "confident_votes": 2}
+"""How many noises the aggregator adds. Clients that answer for a mean may have added their own; other rules have no use
+for answers with noise."""
 
 NOISE_PER_CLIENT = 100
 """Standard deviation of a demanded noise, in votes a client, above which a client is left out."""
@@ -126,8 +127,8 @@ class Coordinator:
             raise WireError("an agreement to another run, or of another client")
         if not 1 <= agreement.shards <= MAX_VOTES:
             raise WireError(f"an agreement with {agreement.shards} votes")
-        variances, needed = tuple(int(v) for v in agreement.variances), CENTRAL[self._aggregate]
-        if needed and len(variances) != needed:
+        variances, needed = tuple(int(v) for v in agreement.variances), CENTRAL.get(self._aggregate, 0)
+        if len(variances) != needed and self._aggregate != "mean":
             raise WireError(f"a contract that asks for {len(variances)} noises where {needed} are added")
         if max(variances, default=0) > (NOISE_PER_CLIENT * self.terms.clients) ** 2:
             raise WireError("a contract that asks for so much noise that nothing would be left of the answers")

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any, ClassVar, TypeVar, get_type_hints, overload
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkd.config import Rule
 from fedkd.errors import DataError, WireError
 from fedkd.tensors import canonical, digest, pack, unpack
 
@@ -28,7 +29,7 @@ ROW_SUM_TOLERANCE = 0.02  # float16 rounds each of at most a few hundred probabi
 DTYPES = {"float16": np.float16, "float32": np.float32}
 COUNTS = ("uint8", "int32")  # votes; probabilities on a grid, with noise
 VECTORS = {"ids": np.uint32, "asked": np.uint32, "variances": np.uint64}
-AGGREGATES = ("mean", "sum", "votes", "confident_votes")
+AGGREGATES = (*get_args(Rule), "confident_votes")
 MAX_NOISED = 2**24  # of a noised probability on its grid, either way
 
 Rows = NDArray[Any]

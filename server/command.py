@@ -21,7 +21,12 @@ def run(path: Path, log: logs.Form = "text") -> None:
     out = path.resolve().parent / config.out
     where = config.address if config.superlink is None else f"the SuperLink at {config.superlink}"
     _log.info("server on %s, waiting for %d clients", where, config.clients)
-    status = supervise.run(_processes(config, path, out / "flower"), on_line=_log.info)
+    checkpoint = out / "checkpoint.safetensors"
+
+    def progress() -> int:
+        return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+
+    status = supervise.run(_processes(config, path, out / "flower"), on_line=_log.info, progress=progress)
     if status != supervise.COMPLETED:
         raise FedkdError(
             f"the run ended as {status}",

@@ -20,11 +20,28 @@ _log = logging.getLogger(__name__)
 
 FINISHED = "finished:"
 COMPLETED = "finished:completed"
+FAILED = "finished:failed"
 _ANSWER_SECONDS = 180.0
 _REASON_LIMIT = 2000
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _BANNER = "Using SuperLink:"
 _NAME = "fedkd"
+
+
+_RAISED = "ServerApp failed with exception"  # what Flower says of an app that ended with an error of its own
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run has ended, or how it is: Flower's status, and what it says about it."""
+
+    status: str
+    details: str
+
+    @property
+    def by_a_kill(self) -> bool:
+        """Whether the ServerApp was cut off: it had no time to say that it failed."""
+        return self.status == FAILED and not self.details.startswith(_RAISED)
 
 
 @dataclass(frozen=True)
@@ -47,14 +64,14 @@ class SuperLink:
         setting = f"config='{app_config.absolute()}'"
         return int(self._flwr("run", str(staged.absolute()), _NAME, "--run-config", setting)["run-id"])
 
-    def status(self, run_id: int) -> str | None:
-        """The run's status; None while the SuperLink does not answer."""
+    def end(self, run_id: int) -> End | None:
+        """How the run is; None while the SuperLink does not answer."""
         try:
-            answer = self._flwr("ls", _NAME, "--run-id", str(run_id))
+            [run] = self._flwr("ls", _NAME, "--run-id", str(run_id))["runs"]
         except FedkdError as error:
             _log.warning("%s", error)
             return None
-        return str(answer["runs"][0]["status"])
+        return End(str(run["status"]), str(run.get("status-details", "")))
 
     def stop(self, run_id: int) -> None:
         """End the run, if it has not ended yet."""

@@ -26,19 +26,26 @@ from fedkd.flower import Failure, exchange, node_ids
 from fedkd.wire import Agreement, Answers, Code, Hello, Learned, Plan, Refusal
 from server import nodes
 from server.run import Heads, Row, RunDirectory
+from server.tally import Quarantine, Tally
 
 Tell = Callable[[str], None]
+_LONGEST_PAUSE = 15.0
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What one run of the loop is given. Timeouts in seconds; None waits for a grid in which nothing can vanish."""
+    """What one run of the loop is given. Timeouts in seconds; None waits for a grid in which nothing can vanish.
+
+    A round below quorum asks again: ``attempts`` times in all, and for ``patience`` seconds while there are clients
+    that have not been heard of.
+    """
 
     config: Federation
     clients: int
     round_timeout: float | None = None
     join_timeout: float = 600.0
     attempts: int = 3
+    patience: float = 0.0
     on_row: Callable[[Row], None] = lambda row: None
     more: Callable[[int], Mapping[str, Any]] = lambda round: {}
     tell: Tell = print
@@ -48,17 +55,6 @@ class Setting:
     keep_heads: Callable[[Mapping[str, str]], None] = lambda heads: None
     code: Path = field(default_factory=Path.cwd)  # where a user's own teacher is looked for
     registered: Mapping[int, str] = field(default_factory=dict)  # node -> the client whose key the relay has shown
-
-
-@dataclass
-class Tally:
-    """One round's outcomes and bytes."""
-
-    answered: set[str] = field(default_factory=set)
-    refused: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    up: int = 0
-    down: int = 0
 
 
 class Loop:
@@ -75,6 +71,7 @@ class Loop:
         self._traffic = {"up": 0, "down": 0}
         self._nodes: dict[int, str] = {}
         self._agreed: dict[int, bool] = {}
+        self._quarantine = Quarantine()
         saved = run.load()
         if saved is None:
             self._coordinator = Coordinator(config, terms, self._teacher)
@@ -82,6 +79,7 @@ class Loop:
             arrays, meta = saved
             self._coordinator = Coordinator.restore(config, terms, self._teacher, arrays, meta)
             self._rows, self._traffic = list(meta["rows"]), dict(meta["traffic"])
+            self._quarantine = Quarantine(meta["strikes"])
         for client, head in setting.heads().items():
             self._coordinator.take_head(client, head)
 
@@ -114,9 +112,9 @@ class Loop:
     # -- one round ---------------------------------------------------------------------------------------------------
 
     def _round(self) -> None:
-        began = time.monotonic()
+        began, attempt = time.monotonic(), 0
         acc, tally, roster = None, Tally(), frozenset[str]()
-        for attempt in range(self._setting.attempts):
+        while True:
             self._join(tally)
             if not tally.answered:
                 roster = self._coordinator.roster
@@ -129,15 +127,24 @@ class Loop:
             self._setting.keep_heads(self._coordinator.state.heads)  # at once: a round that fails has been charged too
             if len(tally.answered) >= self._quorum:
                 break
+            attempt += 1
             self._setting.tell(self._shortage(tally, attempt))
-            if not tally.failed:
-                raise self._too_few(tally)  # everybody has said no, and would say so again
-        else:
-            raise self._too_few(tally)
+            if not self._goes_on(tally, attempt, time.monotonic() - began):
+                raise self._too_few(tally)
+            if self._setting.patience:
+                time.sleep(min(2.0 ** (attempt - 1), _LONGEST_PAUSE))
         for client in tally.answered:
             self._coordinator.holds(client)
         self._coordinator.finish(acc, tally.answered)
         self._record(tally, time.monotonic() - began)
+
+    def _goes_on(self, tally: Tally, attempt: int, seconds: float) -> bool:
+        """Whether to ask again those who have not answered."""
+        if tally.reachable(self._setting.clients) < self._quorum:
+            return False  # so many have said no, and would say so again
+        if attempt < self._setting.attempts:
+            return True
+        return tally.silent(self._setting.clients) > 0 and seconds < self._setting.patience
 
     @property
     def _quorum(self) -> int:
@@ -185,12 +192,20 @@ class Loop:
                 self._coordinator.check_answers(message, client, plan)
             return message
         except WireError as error:
-            tally.failed[client] = f"sent something else than an answer: {error.what}"
+            self._strike(client, f"sent something else than an answer: {error.what}", tally)
             return None
+
+    def _strike(self, client: str, reason: str, tally: Tally) -> None:
+        tally.failed[client] = reason
+        tally.broken.add(client)
+        if self._quarantine.strike(client):
+            self._setting.tell(f"{client} is left out of this run from now on, after messages that are none: {reason}")
+            self._nodes = {node: name for node, name in self._nodes.items() if name != client}
 
     def _note(self, refusal: Refusal, client: str, tally: Tally) -> None:
         if refusal.code is Code.FAILED:
             tally.failed[client] = "failed (its own console says why)"
+            tally.broken.add(client)
         else:
             tally.refused[client] = refusal.code.value
 
@@ -206,10 +221,10 @@ class Loop:
         hello = wire.encode(Hello("server"))
         for node, reply in self._exchange("describe", dict.fromkeys(new, hello), tally).items():
             self._meet(node, reply, tally)
-        asked = [node for node in present if node in self._nodes and not self._agreed.get(node)]
-        offers = {node: wire.encode(self._coordinator.offer(self._nodes[node])) for node in asked}
+        asked = {node: client for node, client in self._nodes.items() if not self._agreed.get(node)}
+        offers = {node: wire.encode(self._coordinator.offer(client)) for node, client in asked.items()}
         for node, reply in self._exchange("agree", offers, tally).items():
-            self._agreed[node] = self._agrees(self._nodes[node], reply, tally)
+            self._agreed[node] = self._agrees(asked[node], reply, tally)
 
     def _meet(self, node: int, reply: bytes | Failure, tally: Tally) -> None:
         if isinstance(reply, Failure):
@@ -227,6 +242,9 @@ class Loop:
         if client != owner:
             tally.failed[f"node {node}"] = f"says it is {client}, with the node key of {owner}"
             return
+        if client in self._quarantine:
+            tally.refused[client] = "left out of this run, after messages that are none"
+            return
         self._nodes[node] = client
 
     def _agrees(self, client: str, reply: bytes | Failure, tally: Tally) -> bool:
@@ -241,7 +259,7 @@ class Loop:
                 return True
             self._note(message, client, tally)
         except WireError as error:
-            tally.failed[client] = error.what
+            self._strike(client, error.what, tally)
         return False
 
     # -- the end, and what is written --------------------------------------------------------------------------------
@@ -268,16 +286,16 @@ class Loop:
         self._checkpoint()
 
     def _record(self, tally: Tally, seconds: float) -> None:
-        refused = {c: r for c, r in tally.refused.items() if c not in tally.answered}
-        failed = {c: r for c, r in tally.failed.items() if c not in tally.answered}
-        for client, reason in sorted({**refused, **failed}.items()):
+        unanswered = tally.unanswered()
+        for client, reason in unanswered.items():
             self._setting.tell(f"round {self._coordinator.state.round}: {client}: {reason}")
+        failed = set(tally.failed) & set(unanswered)
         self._count(tally)
         row = Row(
             round=self._coordinator.state.round,
             teacher_accuracy=None if self._test is None else accuracy(self.teacher.network, self._test),
             answered=len(tally.answered),
-            refused=len(refused),
+            refused=len(unanswered) - len(failed),
             failed=len(failed),
             bytes_up=tally.up,
             bytes_down=tally.down,
@@ -294,9 +312,12 @@ class Loop:
 
     def _checkpoint(self) -> None:
         arrays, meta = self._coordinator.checkpoint()
-        self._run.save(arrays, {**meta, "rows": self._rows, "traffic": self._traffic})
+        self._run.save(arrays, {**meta, **self._own_record()})
         self._setting.keep_heads(self._coordinator.state.heads)
         self.teacher.save(self._run.teacher)
+
+    def _own_record(self) -> dict[str, Any]:
+        return {"rows": self._rows, "traffic": self._traffic, "strikes": self._quarantine.record()}
 
     def _exchange(self, action: str, payloads: Mapping[int, bytes], tally: Tally) -> dict[int, bytes | Failure]:
         if not payloads:
@@ -307,16 +328,17 @@ class Loop:
         return replies
 
     def _shortage(self, tally: Tally, attempt: int) -> str:
-        reasons = "; ".join(f"{c}: {r}" for c, r in sorted({**tally.refused, **tally.failed}.items()))
+        number, silent = self._coordinator.state.round + 1, tally.silent(self._setting.clients)
+        nowhere = f"{silent} clients have not been heard of. " if silent else ""
         return (
-            f"round {self._coordinator.state.round + 1}, attempt {attempt + 1}: "
-            f"{len(tally.answered)} of {self._quorum} needed answers. {reasons}"
+            f"round {number}, attempt {attempt}: {len(tally.answered)} of {self._quorum} needed answers. "
+            f"{nowhere}{tally.reasons()}"
         )
 
     def _too_few(self, tally: Tally) -> ClientFailure:
-        reasons = "; ".join(f"{c}: {r}" for c, r in sorted({**tally.refused, **tally.failed}.items()))
         return ClientFailure(
-            f"only {len(tally.answered)} clients answered, {self._quorum} are needed: {reasons or 'nobody is there'}",
+            f"only {len(tally.answered)} clients answered, {self._quorum} are needed: "
+            f"{tally.reasons() or 'nobody is there'}",
             where=f"round {self._coordinator.state.round + 1}",
             fix="mend the clients and resume the run, or lower 'quorum'",
         )
@@ -347,6 +369,7 @@ def serve(grid: Grid, config_path: str) -> None:
         config.clients,
         config.round_timeout,
         config.join_timeout,
+        patience=config.round_timeout,
         on_row=_print_row,
         name=config.name,
         heads=heads.load,
@@ -359,6 +382,14 @@ def serve(grid: Grid, config_path: str) -> None:
     except FedkdError as error:
         print(error, flush=True)
         raise
+    except OSError as error:
+        told = FedkdError(
+            f"the server cannot use a file: {error.strerror}",
+            where=str(error.filename or base / config.out),
+            fix="make room, or mend the permissions, and start the server again: it goes on from its checkpoint",
+        )
+        print(told, flush=True)
+        raise told from error
 
 
 def _print_row(row: Row) -> None:

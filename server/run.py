@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +14,11 @@ from typing import Any
 from fedkd import wire
 from fedkd.errors import DataError
 from fedkd.state import read_packed, write_atomic, write_json
-from fedkd.tensors import Arrays, pack
+from fedkd.tensors import Arrays, digest, pack
+
+_log = logging.getLogger(__name__)
+SCHEMA = 1
+"""Of a checkpoint. One of another version is refused, and not read by guesses."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +58,50 @@ class RunDirectory:
         """The trained teacher."""
         return self.path / "teacher.safetensors"
 
+    @property
+    def checkpoint(self) -> Path:
+        """What a resumed run goes on from. Beside it ``.previous`` is the one of a round before."""
+        return self.path / "checkpoint.safetensors"
+
     def save(self, arrays: Arrays, meta: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; the rows in ``meta`` also become metrics.jsonl."""
-        write_atomic(self.path / "checkpoint.safetensors", pack(arrays, meta))
+        """Replace the checkpoint and keep the one before; the rows in ``meta`` also become metrics.jsonl."""
+        whole = {**meta, "schema": SCHEMA}
+        content = pack(arrays, {**whole, "digest": digest(pack(arrays, whole))})
+        if self.checkpoint.exists():
+            self._previous.unlink(missing_ok=True)
+            os.link(self.checkpoint, self._previous)
+        write_atomic(self.checkpoint, content)
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in meta["rows"]]
         write_atomic(self.path / "metrics.jsonl", "".join(lines).encode())
 
     def load(self) -> tuple[Arrays, dict[str, Any]] | None:
-        """The checkpoint, if there is one."""
-        path = self.path / "checkpoint.safetensors"
-        return read_packed(path) if path.exists() else None
+        """The checkpoint, if there is one; the one before if it is damaged, since clients send a round's bytes again at
+        no cost. Raises DataError if neither can be used."""
+        if not self.checkpoint.exists():
+            return None
+        try:
+            return _read(self.checkpoint)
+        except DataError as error:
+            if not self._previous.exists():
+                raise
+            _log.warning("the last checkpoint cannot be used, so that a round is played again: %s", error)
+            return _read(self._previous)
+
+    @property
+    def _previous(self) -> Path:
+        return self.checkpoint.with_suffix(".safetensors.previous")
+
+
+def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    arrays, meta = read_packed(path)
+    if meta.get("schema") != SCHEMA:
+        raise DataError(
+            "the checkpoint is of another version of fedkd", where=str(path), fix="finish the run with that version"
+        )
+    mark = meta.pop("digest", None)
+    if mark != digest(pack(arrays, meta)):
+        raise DataError("the checkpoint is damaged", where=str(path), fix="restore it from a backup")
+    return arrays, meta
 
 
 class Heads:

@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from fedkd.certificates import issue
@@ -33,7 +34,7 @@ from fedkd.processes import (
 from fedkd.state import write_atomic
 from fedkd.trust import check_server, expiring, node_keys
 from server import bundle, nodes
-from server.commands import COMPLETED, FINISHED, SuperLink
+from server.commands import COMPLETED, FINISHED, End, SuperLink
 from server.gate import Gate, Upstream
 
 __all__ = [
@@ -53,6 +54,7 @@ _log = logging.getLogger(__name__)
 _START_SECONDS = 180.0
 _SILENCE_LIMIT = 60  # attempts, each of a few seconds: far longer than a SuperLink takes to start again
 _LOOPBACK_DAYS = 3650
+_RESTARTS = 5  # of a ServerApp that dies without a round between its deaths
 
 
 @dataclass(frozen=True)
@@ -91,29 +93,46 @@ class Attached:
 
 
 def run(
-    config: ServerProcesses | Attached, on_line: Callable[[str], None] = print, app: Path | None = None
-) -> str:  # fmt: skip
+    config: ServerProcesses | Attached,
+    on_line: Callable[[str], None] = print,
+    app: Path | None = None,
+    progress: Callable[[], object] = lambda: None,
+) -> str:
     """Run the federation once and return Flower's status of the run: ``finished:completed``, ``:failed``, ``:stopped``.
 
     ``on_line`` gets the ServerApp's log line by line. ``app`` is a staged app; without it the installed code is
-    staged. SIGTERM and Ctrl-C stop the run and every process, and leave as KeyboardInterrupt.
+    staged. A ServerApp that is killed is submitted again, to go on from its checkpoint; one that ends with an error of
+    its own is not. ``progress`` tells how far it is: it may die a few times without any between. SIGTERM and Ctrl-C
+    stop the run and every process, and leave as KeyboardInterrupt.
     """
     around = running(config) if isinstance(config, ServerProcesses) else attached(config)
     with interrupted_by_sigterm(), around as superlink:
         staged = app or bundle.stage(config.home / "app" / "fedkd")
-        run_id = superlink.submit(staged, config.app_config)
-        try:
-            return follow(superlink, run_id, on_line)
-        except BaseException:
-            superlink.stop(run_id)
-            raise
+        before, deaths = progress(), 0
+        while True:
+            end = _play(superlink, staged, config.app_config, on_line)
+            if not end.by_a_kill:
+                return end.status
+            before, deaths = (before, deaths + 1) if progress() == before else (progress(), 1)
+            if deaths > _RESTARTS:
+                return end.status
+            _log.warning("the ServerApp has died (%s); it goes on from its checkpoint", end.details)
+
+
+def _play(superlink: SuperLink, staged: Path, app_config: Path, on_line: Callable[[str], None]) -> End:
+    run_id = superlink.submit(staged, app_config)
+    try:
+        return follow(superlink, run_id, on_line)
+    except BaseException:
+        superlink.stop(run_id)
+        raise
 
 
 @contextlib.contextmanager
 def running(config: ServerProcesses) -> Iterator[SuperLink]:
     """The SuperLink, up and answering, with SuperExec and (with an identity) gate; all are stopped at the end."""
     _check(config)
-    database = config.home.absolute() / "superlink.db"
+    database = config.home.absolute() / f"superlink-{version('flwr')}.db"  # Flower does not read another version's
     with contextlib.ExitStack() as stack:
         stack.enter_context(claim(config.home))
         listen(config.address).close()
@@ -150,15 +169,15 @@ def attached(config: Attached) -> Iterator[SuperLink]:
         yield superlink
 
 
-def follow(superlink: SuperLink, run_id: int, on_line: Callable[[str], None]) -> str:
-    """Pass on the run's log until it ends, through restarts of the SuperLink; return the run's status."""
+def follow(superlink: SuperLink, run_id: int, on_line: Callable[[str], None]) -> End:
+    """Pass on the run's log until it ends, through restarts of the SuperLink; return how it has ended."""
     seen, silence = 0, 0
     while silence < _SILENCE_LIMIT:
         seen = superlink.log(run_id, seen, on_line)
-        status = superlink.status(run_id)
-        if status is not None and status.startswith(FINISHED):
-            return status
-        silence = silence + 1 if status is None else 0
+        end = superlink.end(run_id)
+        if end is not None and end.status.startswith(FINISHED):
+            return end
+        silence = silence + 1 if end is None else 0
         time.sleep(1.0)
     raise FedkdError("the SuperLink does not answer any more", where=superlink.address, fix=f"see {superlink.home}")
 

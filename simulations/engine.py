@@ -18,6 +18,7 @@ from client.app import app as relay
 from fedkd.errors import FedkdError
 from fedkd.flower import LocalGrid
 from simulations.host import Host
+from simulations.poison import HONEST, Liars
 
 
 class Hosts(Protocol):
@@ -31,8 +32,8 @@ class Hosts(Protocol):
 class Here:
     """All agents in this process."""
 
-    def __init__(self, folders: Mapping[str, Path], test: Path) -> None:
-        self._host = Host(folders, test)
+    def __init__(self, folders: Mapping[str, Path], test: Path, liars: Liars) -> None:
+        self._host = Host(folders, test, liars)
 
     def call(self, client: str, method: str, argument: Any) -> Any:
         """Run it here."""
@@ -46,7 +47,7 @@ class Here:
 class Workers:
     """Agents dealt out to worker processes; a client stays with its worker."""
 
-    def __init__(self, folders: Mapping[str, Path], test: Path, workers: int) -> None:
+    def __init__(self, folders: Mapping[str, Path], test: Path, workers: int, liars: Liars) -> None:
         # spawn: a forked copy of a process that has used threads (torch, gRPC) may hang
         context = multiprocessing.get_context("spawn")
         names = sorted(folders)
@@ -57,7 +58,7 @@ class Workers:
         for index in range(workers):
             ours, theirs = context.Pipe()
             mine = {name: folders[name] for name in names if self._of[name] == index}
-            process = context.Process(target=_work, args=(theirs, mine, test), daemon=True)
+            process = context.Process(target=_work, args=(theirs, mine, test, liars), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -87,9 +88,9 @@ class Workers:
                 process.kill()
 
 
-def _work(pipe: Connection, folders: Mapping[str, Path], test: Path) -> None:
+def _work(pipe: Connection, folders: Mapping[str, Path], test: Path, liars: Liars) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends the round first
-    host = Host(folders, test)
+    host = Host(folders, test, liars)
     while True:
         try:
             pipe.send(_reply(host, *pipe.recv()))
@@ -107,10 +108,10 @@ def _reply(host: Host, client: str, method: str, argument: Any) -> tuple[bool, A
 class Engine:
     """The hosts, and a Grid on which the server loop finds their clients."""
 
-    def __init__(self, folders: Mapping[str, Path], test: Path, workers: int) -> None:
+    def __init__(self, folders: Mapping[str, Path], test: Path, workers: int, liars: Liars = HONEST) -> None:
         self.clients: Sequence[str] = sorted(folders)
         workers = min(workers, len(folders))
-        self._hosts: Hosts = Workers(folders, test, workers) if workers > 1 else Here(folders, test)
+        self._hosts: Hosts = Workers(folders, test, workers, liars) if workers > 1 else Here(folders, test, liars)
         self._threads = workers
         self._names = [f"{id(self)}-{name}" for name in self.clients]
 

@@ -18,22 +18,27 @@ from fedkd.distill.trainer import Labelled, accuracy
 from fedkd.errors import FedkdError
 from fedkd.privacy.contract import Contract
 from fedkd.privacy.noise import NoiseSource, simulation_key
+from simulations.poison import HONEST, Liars
+from simulations.silos import Job, Silo
 
 
 class Host:
-    """Opens agents when they are first called. ``accuracy``, ``local``, ``export`` and ``ledger`` are the harness's:
-    a deployment has nothing like them."""
+    """Opens agents when they are first called. ``accuracy``, ``local``, ``train``, ``forget``, ``export`` and
+    ``ledger`` are the harness's: a deployment has nothing like them."""
 
-    def __init__(self, folders: Mapping[str, Path], test: Path) -> None:
+    def __init__(self, folders: Mapping[str, Path], test: Path, liars: Liars = HONEST) -> None:
         # one thread, so that sums are made in one order whatever the machine and the number of workers
         torch.set_num_threads(1)
-        self._folders, self._test = folders, test
+        self._folders, self._test, self._liars = folders, test, liars
         self._agents: dict[str, Agent] = {}
         self._inputs: dict[str, Labelled] = {}
+        self._silos: dict[str, Silo] = {}
         self._own: dict[str, Callable[[Agent, Any], Any]] = {
             "open": lambda agent, _: None,
             "accuracy": lambda agent, _: self._accuracy(agent.learner.model),
             "local": lambda agent, seed: self._local(agent, seed),
+            "train": lambda agent, job: self._silo(agent, job).train(job),
+            "forget": lambda agent, _: self._silos.pop(agent.name, None) and None,
             "export": lambda agent, path: agent.learner.model.save(Path(path)),
             "ledger": lambda agent, _: agent.ledger.export(),
         }
@@ -42,7 +47,10 @@ class Host:
         """A method of the wire, or one of the harness."""
         agent = self._agent(client)
         own = self._own.get(method)
-        return own(agent, argument) if own else agent.handle(method, argument)
+        if own:
+            return own(agent, argument)
+        reply = agent.handle(method, argument)
+        return self._liars.spoil(client, reply) if method == "answer" else reply
 
     def close(self) -> None:
         """Close the agents."""
@@ -56,6 +64,11 @@ class Host:
             except FedkdError as error:
                 raise error.at(client) from None
         return self._agents[client]
+
+    def _silo(self, agent: Agent, job: Job) -> Silo:
+        if agent.name not in self._silos:
+            self._silos[agent.name] = Silo(agent.learner, agent.name, job.student)
+        return self._silos[agent.name]
 
     def _accuracy(self, model: Model) -> float:
         takes = model.network.takes

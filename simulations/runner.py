@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,17 @@ from fedkd.privacy.events import PrivacyEvent, Unit
 from fedkd.privacy.units import adjacency, seen_by
 from fedkd.report import collect, plots, statements
 from fedkd.report.budget import budget_report
+from fedkd.report.numbers import number
 from fedkd.report.render import Form, render
 from fedkd.state import write_atomic, write_json
 from server.loop import Loop, Setting
 from server.run import Row, RunDirectory
-from simulations.baselines import central_accuracy
+from simulations.baselines import Baselines
 from simulations.engine import Engine
+from simulations.poison import Liars
 from simulations.prepare import DONE, config_hash, prepare
 from simulations.split import client_names
+from simulations.tracking import TRACKERS, Tracker
 
 Tell = Callable[[str], None]
 
@@ -44,6 +49,7 @@ class Options:
     tell: Tell = print
     on_row: Callable[[Row], None] = lambda row: None
     stop: Callable[[], bool] = lambda: False
+    track: str | None = None
 
 
 class Simulation:
@@ -60,17 +66,39 @@ class Simulation:
         """The summary; None when stopped before the end, with a checkpoint to resume from."""
         self._options.tell("preparing data, proxy set and clients")
         prepare(self._scenario, self._out, self._options.base)
-        folders = {name: self._out / "clients" / name for name in client_names(self._scenario)}
-        engine = Engine(folders, self._out / "test.npz", self._options.workers)
+        scenario, options = self._scenario, self._options
+        baselines = Baselines(scenario, self._out, options.base, options.tell, options.stop)
+        folders = {name: self._out / "clients" / name for name in client_names(scenario)}
+        engine = Engine(folders, self._out / "test.npz", options.workers, Liars.of(scenario))
         try:
-            self._options.tell(f"starting {len(folders)} clients")
+            options.tell(f"starting {len(folders)} clients")
             engine.map("open")
-            loop = self._federate(engine)
-            return None if loop is None else self._conclude(engine, loop)
+            with self._tracked() as tracker:
+                loop = self._federate(engine, tracker)
+                summary = None if loop is None else self._conclude(engine, loop, baselines)
+                if tracker is not None and summary is not None:
+                    tracker.end(summary)
+            return summary
         finally:
             engine.close()
 
-    def _federate(self, engine: Engine) -> Loop | None:
+    @contextmanager
+    def _tracked(self) -> Iterator[Tracker | None]:
+        if self._options.track is None:
+            yield None
+            return
+        metrics = self._out / "server" / "metrics.jsonl"
+        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+        make = TRACKERS[self._options.track]
+        with contextlib.closing(make(self._out / self._options.track, [json.loads(line) for line in lines])) as tracker:
+            yield tracker
+
+    def _federate(self, engine: Engine, tracker: Tracker | None) -> Loop | None:
+        def on_row(row: Row) -> None:
+            if tracker is not None:
+                tracker.row(row.record())
+            self._options.on_row(row)
+
         run = RunDirectory(self._out / "server")
         view = ProxyView.load(self._out / "proxy.safetensors", self._options.base)
         test = sources.load(Data(source="npz", path="test.npz"), self._out)[0]
@@ -78,7 +106,7 @@ class Simulation:
             config=self._scenario,
             clients=self._scenario.clients,
             attempts=1,
-            on_row=self._options.on_row,
+            on_row=on_row,
             more=lambda round: self._more(engine),
             tell=self._options.tell,
             stop=self._options.stop,
@@ -95,8 +123,8 @@ class Simulation:
         left = max(0.0, self._scenario.privacy.epsilon - spent)
         return {
             "student_accuracy": sum(accuracies) / len(accuracies),
-            "epsilon": jsonable(spent),
-            "epsilon_left": jsonable(left),
+            "epsilon": number(spent),
+            "epsilon_left": number(left),
         }
 
     def _epsilon(self, export: Mapping[str, Any]) -> float:
@@ -106,21 +134,25 @@ class Simulation:
 
     # -- after the last round ----------------------------------------------------------------------------------------
 
-    def _conclude(self, engine: Engine, loop: Loop) -> dict[str, Any]:
+    def _conclude(self, engine: Engine, loop: Loop, baselines: Baselines) -> dict[str, Any] | None:
         engine.map("export", lambda client: str(self._out / "students" / f"{client}.safetensors"))
         loop.teacher.save(self._out / "teacher.safetensors")
         exports = engine.map("ledger")
         for client, export in exports.items():
             write_json(self._out / "ledgers" / f"{client}.json", export)
-        summary = self._summary(engine, loop, exports)
+        compared = baselines.run(engine, max(self._epsilon(export) for export in exports.values()))
+        if compared is None:
+            return None
+        summary = self._summary(engine, loop, exports, compared)
         self._write_report(exports)
         plots.draw(loop.rows, summary, self._out / "plots")
         write_json(self._out / "summary.json", summary)
         return summary
 
-    def _summary(self, engine: Engine, loop: Loop, exports: Mapping[str, Any]) -> dict[str, Any]:
-        students = engine.map("accuracy")
-        local = self._local(engine)
+    def _summary(
+        self, engine: Engine, loop: Loop, exports: Mapping[str, Any], compared: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        students, local = engine.map("accuracy"), compared.get("local", {})
         return {
             "name": self._scenario.name,
             "seed": self._scenario.seed,
@@ -130,9 +162,10 @@ class Simulation:
                 "min": min(students.values()),
                 "by_client": students,
             },
-            "local_accuracy": local and sum(local.values()) / len(local),
-            "local_by_client": local,
-            "central_accuracy": self._central(),
+            "local_accuracy": local.get("accuracy"),
+            "local_by_client": local.get("by_client") or None,
+            "central_accuracy": compared.get("central", {}).get("accuracy"),
+            "baselines": compared,
             "tune_accuracy": self._tune_accuracy(loop),
             "privacy": self._privacy(exports),
             "bytes_up": round(loop.traffic["up"] / self._scenario.clients),
@@ -140,20 +173,8 @@ class Simulation:
             "rounds": len(loop.rows),
             "seconds": round(time.monotonic() - self._began, 2),
             "run_dir": str(self._out),
+            **({"poisoned": sorted(Liars.of(self._scenario).clients)} if self._scenario.poison else {}),
         }
-
-    def _local(self, engine: Engine) -> dict[str, float] | None:
-        if not self._scenario.baselines:
-            return None
-        self._options.tell("training local-only students, to compare with")
-        found = engine.map("local", lambda client: self._scenario.seed)
-        return {client: value for client, value in found.items() if value is not None} or None
-
-    def _central(self) -> float | None:
-        if not self._scenario.baselines:
-            return None
-        self._options.tell("training a central model without privacy, to compare with")
-        return central_accuracy(self._scenario, self._out, self._options.base)
 
     def _tune_accuracy(self, loop: Loop) -> float | None:
         """The teacher on the public tuning split: what settings are to be chosen by."""
@@ -173,7 +194,7 @@ class Simulation:
             "unit": unit if protected else "none",
             "adjacency": adjacency(unit, events) if protected else "none",
             "trust": statements.trust(privacy.mechanism),
-            "epsilon": jsonable(max(self._epsilon(export) for export in exports.values())),
+            "epsilon": number(max(self._epsilon(export) for export in exports.values())),
             "delta": privacy.delta,
             "noise": "simulation: reproducible, gives no guarantee",
         }
@@ -194,11 +215,6 @@ def _unit(export: Mapping[str, Any]) -> Unit:
     """The unit that the newest contract protects."""
     contracts = export["contracts"]
     return "client" if contracts and contracts[-1]["limits"]["unit"] == "client" else "example"
-
-
-def jsonable(value: float) -> float | str:
-    """Infinity has no JSON number; it is never left out."""
-    return "inf" if math.isinf(value) else value
 
 
 def _check_directory(scenario: Scenario, options: Options) -> None:

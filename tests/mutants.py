@@ -24,13 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 AUDITS = ("tests/property/test_audit.py", "tests/golden/test_audit.py", "tests/unit/test_audit_report.py")
 PURE = ("tests/unit/test_discrete.py", "tests/property/test_integers.py", "tests/property/test_sum.py")
 REPORTS = tuple(f"tests/unit/test_{name}.py" for name in ("budget_report", "report_forms", "planning"))
-COPIED = (
-    *("fedkd", "client", "server", "simulations", "tests/guards", "tests/distill", "tests/data", "pyproject.toml"),
-    *("tests/__init__.py", "tests/builders.py", "tests/conftest.py", "tests/golden/test_pate.py", *PURE),
-    "tests/unit/test_coordinator.py",
-    *("tests/exports.py", *AUDITS, *REPORTS),
-    *("tests/device", "tests/continual", "tests/journeys/conftest.py"),
-)
+COPIED = ("fedkd", "client", "server", "simulations", "tests", "pyproject.toml")
 SLOW_IMPORTS = (
     "torch",
     "opacus",
@@ -71,7 +65,10 @@ def _m(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 
 
 DP_SGD, NOISE, TRAINER = "fedkd/privacy/dp_sgd.py", "fedkd/privacy/noise.py", "fedkd/distill/trainer.py"
+RULE = "tests/contract/test_rules.py"
 DISCRETE, INTEGERS, SUM, VOTES = (*PURE, "tests/golden/test_pate.py")
+BASELINES, SILOS, COMPARED = "simulations/baselines.py", "simulations/silos.py", "tests/journeys/test_baselines.py"
+SWEPT = "tests/journeys/test_sweep.py"
 BOOK, WIRE, AGENT = "fedkd/privacy/ledger.py", "fedkd/wire.py", "client/agent.py"
 MECHANISM, CONTRACT, COSTS, LIMITS = (
     f"fedkd/privacy/{name}.py" for name in ("mechanisms", "contract", "costs", "limits")
@@ -84,7 +81,6 @@ SENSITIVITY = "test_one_example_changes_the_sum_by_at_most_the_clip"
 CLIPPED = "test_both_clippers_sum_each_example_scaled_down_to_the_clip"
 NOISE_SIZE = "test_every_coordinate_gets_noise_of_exactly_noise_multiplier_times_clip_once"
 GAUSSIAN = "test_the_noise_in_the_update_is_gaussian_of_that_size"
-KEYED = "test_noise_comes_from_the_key_and_not_from_torch"
 EMPTY = "test_an_empty_sample_is_a_step_of_pure_noise"
 PUBLIC = "test_the_public_gradient_is_autograds_and_is_not_noised"
 SCHEDULE = "test_steps_and_sampling_rate_are_the_contracts_whatever_the_number_of_examples"
@@ -142,7 +138,7 @@ MUTANTS = (
     _m("empty sample skipped", DP_SGD, "        with warnings.catch_warnings():\n", "        if not len(x):\n            return\n        with warnings.catch_warnings():\n", SGD, EMPTY),
     # -- the noise
     _m("noise skipped", DP_SGD, "(total.double() + noise)", "(total.double() + 0 * noise)", SGD, GAUSSIAN, EMPTY),
-    _m("noise from torch", DP_SGD, "torch.from_numpy(self.source.normal(tuple(total.shape), self.noise_multiplier * self.max_grad_norm))", "torch.randn(total.shape).double() * self.noise_multiplier * self.max_grad_norm", SGD, KEYED),
+    _m("noise from torch", DP_SGD, "torch.from_numpy(self.source.normal(tuple(total.shape), self.noise_multiplier * self.max_grad_norm))", "torch.randn(total.shape).double() * self.noise_multiplier * self.max_grad_norm", SGD, EMPTY),
     _m("noise not scaled by the clip", DP_SGD, "self.noise_multiplier * self.max_grad_norm))", "self.noise_multiplier))", SGD, NOISE_SIZE),
     _m("noise added twice", DP_SGD, "self.optimiser.original_optimizer.step()", "self.optimiser.step()", SGD, NOISE_SIZE),
     _m("moving clip allowed", DP_SGD, "if self._clip is not None and value != self._clip:", "if False:", SGD, "test_the_clip_cannot_move"),
@@ -366,6 +362,11 @@ MUTANTS = (
     _m("held-out records learned", "fedkd/continual/live.py", '"block = ? AND held_out = 0"', '"block = ?"', LIVE, "test_whether_a_record_is_held_out_depends_on_it_alone_and_nothing_learns_it"),
     _m("a round entered again in another block", "fedkd/continual/live.py", "json.loads(before)[:2] == [run, round]", "False", LIVE, "test_a_round_that_is_entered_again_has_the_block_that_it_had"),
     _m("changed files taken again", "fedkd/continual/live.py", "        if before is not None:\n", "        if False:\n", LIVE, "test_a_file_that_was_changed_after_it_was_taken_is_ignored"),
+    _m("zeros with a sign in the order of arrival", "fedkd/aggregate/robust.py", "        block += 0.0", "        block += -0.0", RULE, "TestMedian::test_a_zero_with_a_sign_changes_no_byte"),
+    _m("answers with noise to any rule", "fedkd/coordinator.py", ' and self._aggregate != "mean":', " and needed:", "tests/unit/test_coordinator.py", "test_answers_with_noise_of_their_own_are_for_the_mean_alone"),
+    _m("noised answers for any rule", "fedkd/config.py", '    "gaussian": ("mean",),', '    "gaussian": _OF_PROBABILITIES,', POLICY, "test_answers_with_noise_are_given_for_a_mean_alone"),
+    _m("a client counted twice in a median", "fedkd/aggregate/robust.py", "        if client in acc.rows:\n", "        if False:\n", "tests/property/test_rules.py", "test_a_client_counts_once"),
+    _m("nothing trimmed", "fedkd/aggregate/robust.py", "ordered[:, cut : clients - cut].mean", "ordered[:, :].mean", "tests/property/test_rules.py", "test_two_of_five_liars_do_not_change_what_three_say_alike"),
     # -- what turns cells into inputs
     _m("scales fitted on private rows", "simulations/split.py", "encoding.fitted(data, train.x[parts.proxy])", "encoding.fitted(data, train.x)", ENCODING, "test_no_private_row_changes_the_proxy_set_or_its_encoding"),
     _m("rows of a client not scaled by the proxy set", "client/learner.py", "sources.load(data, base)", "sources.load(self._config.data, base)", ENCODING, "test_a_deployed_client_encodes_by_the_proxy_set"),
@@ -375,6 +376,15 @@ MUTANTS = (
     _m("columns in another order", "fedkd/data/encoding.py", "if names != known:", "if False:", ENCODING, "test_a_client_with_another_encoding_does_not_start"),
     _m("lists that grow with the rows", "fedkd/data/tables.py", "        if str(cell) not in number:\n", "        number.setdefault(str(cell), len(number))\n        if False:\n", TABLES, "test_a_faulty_table_names_file_line_and_column"),
     _m("labels that grow with the folders", "fedkd/data/images.py", "sorted(present - set(data.labels))", "()", IMAGES, "test_what_does_not_belong_is_named"),
+    # -- comparisons
+    _m("chosen by the test part", "simulations/sweep.py", 'measured["tune_accuracy"]', 'measured["accuracy"]', SWEPT, "test_tuning_looks_at_the_public_split_alone"),
+    _m("two units in one column", "fedkd/report/comparison_table.py", 'if row.unit in (unit, "none") else "–"', 'if True else "–"', SWEPT, "test_two_units_are_never_in_one_column"),
+    _m("one result counted twice", "fedkd/report/comparisons.py", 'if one.config["seed"] == other.config["seed"]:', "if False:", SWEPT, "test_one_result_is_not_counted_twice"),
+    _m("another run taken for a cell", "simulations/sweep.py", "return config_hash(config.load(Scenario, self.folder / \"config.yaml\")) == config_hash(self.scenario)", "return True", SWEPT, "test_a_run_that_has_another_configuration_is_not_taken_for_a_cell"),
+    _m("a comparison's noise for one of its rounds", BASELINES, "plan.name, \"simulation\", view.proxy.hash, n, classes, n, plan.rounds, ", "plan.name, \"simulation\", view.proxy.hash, n, classes, n, 1, ", COMPARED, "test_a_contract_of_silos_has_the_noise_of_all_their_rounds"),
+    _m("silos of DP-SGD weighed by their counts", BASELINES, "by_size=plan.name not in PRIVATE", "by_size=True", COMPARED, "test_dp_silos_are_never_weighed_by_their_private_counts"),
+    _m("silos of DP-SGD without a look at the network", BASELINES, "                check_private(self._fresh(self._plans[name]).network)\n", "                pass\n", COMPARED, "test_a_network_that_dp_sgd_cannot_train_is_refused_before_the_first_round"),
+    _m("the first weights of FedProx forgotten", SILOS, "(p - start).square()", "p.square()", COMPARED, "test_the_proximal_terms_gradient_is_mu_times_the_way_from_the_start"),
 )
 # fmt: on
 

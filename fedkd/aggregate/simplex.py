@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkd.consensus import Consensus
 from fedkd.privacy.integers import one_hot
 
 
@@ -27,3 +28,11 @@ def projected(scores: NDArray[Any], total: float) -> NDArray[np.float32]:
     levels = (falling.cumsum(axis=1) - 1) / ranks  # what to take off, were the first 1, 2, ... entries to stay positive
     positive = (falling > levels).sum(axis=1, keepdims=True)
     return np.maximum(wide - np.take_along_axis(levels, positive - 1, axis=1), 0).astype(np.float32)
+
+
+def scaled(rows: NDArray[Any]) -> Consensus:
+    """Non-negative rows [q, k] scaled to sum to one. A row of zeros says nothing: it is not known, and uniform."""
+    total = rows.sum(axis=1, keepdims=True, dtype=np.float64)
+    known = total[:, 0] > 0
+    probabilities = np.where(total > 0, rows / np.where(total > 0, total, 1.0), 1 / rows.shape[1])
+    return Consensus(probabilities.astype(np.float32), known)

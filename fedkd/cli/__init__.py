@@ -39,6 +39,7 @@ def main() -> None:
     from fedkd.cli import (
         audit,
         budget,
+        compare,
         data,
         device,
         distil,
@@ -49,24 +50,12 @@ def main() -> None:
         proxy,
         security,
         simulate,
+        sweep,
         wire,
     )
 
-    for module in (
-        simulate,
-        processes,
-        security,
-        doctor,
-        proxy,
-        data,
-        distil,
-        device,
-        audit,
-        inspect,
-        ledger,
-        wire,
-        budget,
-    ):
+    first = (simulate, sweep, compare, processes, security, doctor)
+    for module in (*first, proxy, data, distil, device, audit, inspect, ledger, wire, budget):
         module.register(app)
     try:
         app()

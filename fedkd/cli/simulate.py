@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from server.run import Row
 
 SET = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of the scenario")]
+TRACK = Annotated[
+    Literal["tensorboard"] | None, typer.Option(help="write scalars by round into a folder of that name in the run's")
+]
 SCENARIO = Annotated[Path | None, typer.Argument(help="scenario file; without one: digits, 5 clients, epsilon 3")]
 HEADER = (
     f"{'round':>5}  {'teacher':>7}  {'students':>8}  {'ε spent':>7}  {'ε left':>7}  "
@@ -44,16 +47,17 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
     seed: Annotated[int | None, typer.Option(help="same as --set seed=N")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="worker processes; they change no result")] = None,
+    track: TRACK = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as one JSON object, nothing else")] = False,
 ) -> None:
-    """Run a federation on this machine and compare it with local-only and central training."""
+    """Run a federation on this machine and compare it with local-only and central training, FedAvg and others."""
     from simulations.runner import Options, Simulation
 
     settings = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
     chosen, base = _scenario(scenario, settings, out if resume else None)
     folder = _folder(out, chosen, resume)
     stream = sys.stderr if as_json else sys.stdout
-    with _stopping(stream) as stop:
+    with stopping() as stop:
         options = Options(
             out=folder,
             base=base,
@@ -62,6 +66,7 @@ def simulate(
             tell=lambda text: print(f"· {text}", file=sys.stderr, flush=True),
             on_row=_Table(stream),
             stop=stop,
+            track=track,
         )
         summary = Simulation(chosen, options).run()
     if summary is None:
@@ -84,6 +89,8 @@ def prepare(
     chosen, base = _scenario(scenario, overrides or [], None)
     if out.exists() and any(out.iterdir()):
         raise ConfigError("the folder is not empty", where=str(out), fix="choose another --out")
+    if chosen.poison is not None:
+        raise ConfigError("clients that lie are simulated only", where="key 'poison'", fix="remove it, or use simulate")
     write(chosen, out, base, noise)
     print(f"server: {out / 'server.yaml'}")
     for folder in sorted((out / "clients").iterdir()):
@@ -119,7 +126,7 @@ def _folder(out: Path | None, chosen: Scenario, resume: bool) -> Path:
 
 
 @contextmanager
-def _stopping(stream: Any) -> Iterator[Callable[[], bool]]:
+def stopping() -> Iterator[Callable[[], bool]]:
     """Ctrl-C asks to stop after the round; a second one stops at once (nothing is lost then either)."""
     asked: list[int] = []
 
@@ -158,6 +165,22 @@ def _line(row: Mapping[str, Any]) -> str:
     )
 
 
+def _compared(baselines: Mapping[str, Any]) -> list[str]:
+    """A line for each comparison."""
+    from fedkd.report.comparisons import LABELS, NOTE, WEIGHTS
+
+    lines = [_baseline(LABELS[name], found) for name, found in baselines.items() if found["accuracy"] is not None]
+    return lines + ([NOTE] if set(baselines) & set(WEIGHTS) else [])
+
+
+def _baseline(label: str, found: Mapping[str, Any]) -> str:
+    worst = f" ({found['worst']:.1%})" if found["worst"] != found["accuracy"] else ""
+    told = [f"epsilon {_epsilon(found['epsilon'])}" + (f" per {found['unit']}" if found["epsilon"] != "inf" else "")]
+    if found["bytes_up"]:
+        told.append(f"a client sent {_bytes(found['bytes_up'])} and received {_bytes(found['bytes_down'])}")
+    return f"{label + (', mean (worst)' if worst else ''):<31} {found['accuracy']:6.1%}{worst}  {'; '.join(told)}"
+
+
 def _epsilon(value: float | str) -> str:
     return "∞" if value == "inf" else f"{value:.3f}"
 
@@ -179,10 +202,7 @@ def _closing(summary: Mapping[str, Any]) -> str:
         f"students, mean (worst)          {summary['student_accuracy']['mean']:6.1%} "
         f"({summary['student_accuracy']['min']:.1%})",
     ]
-    if summary["local_accuracy"] is not None:
-        lines.append(f"local only, same epsilon, mean  {summary['local_accuracy']:6.1%}")
-    if summary["central_accuracy"] is not None:
-        lines.append(f"central, without privacy        {summary['central_accuracy']:6.1%}")
+    lines += _compared(summary["baselines"])
     if privacy["mechanism"] == "none":
         lines.append("privacy: none, epsilon = ∞")
     else:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedkd.distill.losses import Objective, Outputs, Targets, cross_entropy
 from fedkd.distill.outputs import observe
+from fedkd.distill.students import DEFAULTS
 from fedkd.errors import FedkdError
 from fedkd.privacy.gradients import PerExampleLoss, shortened
 from fedkd.privacy.noise import NoiseSource
@@ -20,6 +21,7 @@ from fedkd.rng import derive
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fedkd.config import Student, Training
     from fedkd.privacy.contract import Contract
 
 PUBLIC_BATCH = 512  # proxy examples a step of the public gradient
@@ -57,6 +59,14 @@ class Optimiser:
         """The momentum as it is now."""
         found = {name: built.state[p].get("momentum_buffer") for name, p in network.named_parameters()}
         return {name: buffer for name, buffer in found.items() if buffer is not None}
+
+
+def optimiser_of(student: Student, training: Training) -> Optimiser:
+    """The architecture's own settings over the client's training block."""
+    usual = DEFAULTS.get(student.kind, {})
+    rate = student.learning_rate or usual.get("learning_rate") or training.learning_rate
+    momentum = training.momentum if student.momentum is None else student.momentum
+    return Optimiser(rate, momentum)
 
 
 class Steps(Protocol):
@@ -103,6 +113,13 @@ def public_order(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, "public batches") % 2**63)
 
 
+class Public(Protocol):
+    """A loss without private data, whose gradient is added beside theirs."""
+
+    def batch(self, network: nn.Module, size: int) -> Tensor:
+        """Its mean over a mini-batch of ``size`` (scalar, differentiable)."""
+
+
 class Distillation:
     """What the proxy examples x [n, ...] should be answered with, and the terms by which a network learns it.
 
@@ -145,7 +162,7 @@ def learn_round(
     contract: Contract,
     optimiser: Optimiser,
     noise: NoiseSource,
-    distillation: Distillation | None,
+    beside: Public | None,
     velocity: Velocity,
 ) -> Velocity:
     """Train ``network`` in place for one round of its contract: exactly ``contract.training``, no early stopping.
@@ -154,7 +171,7 @@ def learn_round(
     The number of steps, the sampling rate and the divisor are the contract's; an empty Poisson sample is a step too.
     """
     training = contract.training
-    public = None if distillation is None else lambda: distillation.batch(network, PUBLIC_BATCH)
+    public = None if beside is None else lambda: beside.batch(network, PUBLIC_BATCH)
     network.train()
     torch_optimiser = optimiser.build(network, velocity)
     steps = _steps(network, contract, torch_optimiser, noise)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fedkd.config import AGGREGATES, FEWEST_IN_A_SUM, Mechanism, Policy
-from fedkd.errors import BudgetExceeded
+from fedkd.errors import BudgetExceeded, PrivacyError
 from fedkd.privacy import calibration
 from fedkd.privacy.costs import Cost, cost_of
 from fedkd.privacy.events import PrivacyEvent, Unit
@@ -123,7 +123,7 @@ def draw_up(policy: Policy, offer: Offer, past: Past, block: str = "all") -> Con
         mechanism=mechanism,
         shards=policy.shards if mechanism == "votes" else 1,
         events=cost.events(noise),
-        variances=cost.variances(noise),
+        variances=_variances(cost, noise),
         training=_training(policy),
         limits=limits,
         noise=policy.noise,
@@ -143,7 +143,7 @@ def check_offer(policy: Policy, offer: Offer) -> Mechanism:
     if not 1 <= offer.queries <= most:
         raise Refused(Code.ANSWERS)
     kind = "votes" if offer.aggregate == "confident_votes" else offer.aggregate
-    fitting = [m for m in (policy.mechanism, *policy.also) if AGGREGATES[m] == kind]
+    fitting = [m for m in (policy.mechanism, *policy.also) if kind in AGGREGATES[m]]
     if not fitting:
         raise Refused(Code.MECHANISM)
     if fitting[0] == "sum" and offer.clients < FEWEST_IN_A_SUM:
@@ -219,6 +219,13 @@ def _noise(offer: Offer, past: Past, cost: Cost, limits: Limits, least: float, b
     except BudgetExceeded:
         raise Refused(Code.EXHAUSTED) from None
     return max([*found, cost.loud(least)])
+
+
+def _variances(cost: Cost, noise: float) -> tuple[int, ...]:
+    try:
+        return cost.variances(noise)
+    except PrivacyError:  # so little is left that the noise would be larger than any that is drawn exactly
+        raise Refused(Code.EXHAUSTED) from None
 
 
 def _calibrated(

@@ -61,7 +61,7 @@ class Schedule:
             nominal_examples=1,
             proxies=("-",),
         )
-        kind = "confident_votes" if self.threshold else AGGREGATES[self.mechanism]
+        kind = "confident_votes" if self.threshold else AGGREGATES[self.mechanism][0]
         return cost_of(self.mechanism, policy, self.answers, kind, self.block)
 
     def events(self, noise: float, rounds: int) -> list[PrivacyEvent]:

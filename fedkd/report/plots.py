@@ -7,6 +7,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from fedkd.report.comparisons import LABELS
 from fedkd.report.document import Lines
 
 DRAWN = (".svg", ".png")
@@ -31,6 +32,9 @@ def draw_lines(figure: Lines, path: Path) -> None:
         drawn.savefig(path, dpi=120, metadata=undated)
 
 
+_STRAIGHT = (":", "-.", (0, (6, 2)), (0, (1, 4)), (0, (4, 1, 1, 1, 1, 1)), (0, (10, 3)))
+
+
 def draw(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], folder: Path) -> None:
     """Write accuracy.png and budget.png: values over rounds."""
     import matplotlib
@@ -49,11 +53,11 @@ def _accuracy(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], pat
     rounds = [row["round"] for row in rows]
     axes.plot(rounds, [row["teacher_accuracy"] for row in rows], "o-", label="teacher")
     axes.plot(rounds, [row["student_accuracy"] for row in rows], "s--", label="students, mean")
-    for name, style in (("local_accuracy", ":"), ("central_accuracy", "-.")):
-        if summary.get(name) is not None:
-            axes.axhline(summary[name], linestyle=style, color="black", label=name.replace("_accuracy", ", alone"))
+    for style, (name, found) in zip(_STRAIGHT, summary["baselines"].items(), strict=False):
+        if found["accuracy"] is not None:
+            axes.axhline(found["accuracy"], linestyle=style, color="black", linewidth=1, label=LABELS[name])
     axes.set(xlabel="round", ylabel="test accuracy", title=f"{summary['name']}: accuracy")
-    axes.legend()
+    axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
 

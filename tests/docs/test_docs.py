@@ -35,6 +35,7 @@ SMALL = [
 ]  # fmt: skip
 SMALLER = {
     "simulate": ["--workers", "1"],
+    "sweep": ["--workers", "1"],
     "prepare": [],
     "proxy": [],
     "audit": ["--quick", "--trials", "20", "--canaries", "20"],

@@ -109,6 +109,14 @@ def test_the_first_mechanism_that_fits_is_taken(new_device: Any) -> None:
     assert offered(agent, device.offer(run="run-9", aggregate="sum")) is Code.MECHANISM
 
 
+@pytest.mark.parametrize("aggregate", ["entropy", "confidence", "majority", "median", "trimmed"])
+def test_answers_with_noise_are_given_for_a_mean_alone(aggregate: str, new_device: Any) -> None:
+    device = new_device(policy={"mechanism": "gaussian", **QUIET})
+    assert offered(device.start(), device.offer(aggregate=aggregate)) is Code.MECHANISM
+    other = draw_up(policy(mechanism="dp_sgd"), builders.offer(aggregate=aggregate), Past())
+    assert (other.mechanism, other.aggregate) == ("dp_sgd", aggregate)
+
+
 @pytest.mark.parametrize(("clients", "warned"), [(FEW_IN_A_SUM - 1, True), (FEW_IN_A_SUM, False)])
 def test_a_small_sum_is_warned_of(clients: int, warned: bool, new_device: Any) -> None:
     device = new_device(policy={"mechanism": "sum"})
@@ -269,6 +277,13 @@ def test_the_whole_run_fits_the_limit_and_wastes_little_of_it(mechanism: str) ->
     unit = "example" if mechanism == "dp_sgd" else "client"
     assert made.limits.unit == unit and {event.unit for event in made.events} == {unit}
     assert 2.9 < spent(unit, made.schedule(made.rounds)) <= 3.0
+
+
+@pytest.mark.parametrize("mechanism", ["gaussian", "sum", "votes"])
+def test_what_would_need_more_noise_than_is_drawn_exactly_is_refused(mechanism: str) -> None:
+    tiny = policy(mechanism=mechanism, epsilon=1e-5)
+    offer = builders.offer(examples=10_000, aggregate=MECHANISMS[mechanism])
+    assert refused(lambda: draw_up(tiny, offer, Past())) is Code.EXHAUSTED
 
 
 @pytest.mark.parametrize("ratio", [0.5, 3.0])

@@ -121,14 +121,16 @@ def asked(address: str, orders: dict[str, Any]) -> dict[str, Any]:
 
 
 def offer(orders: dict[str, Any], run: str, rounds: int = ROUNDS) -> bytes:
-    terms = wire.Offer(run, orders["proxy"], orders["examples"], orders["classes"], rounds, "float32")
-    return wire.encode(terms)
+    examples = orders["examples"]
+    size = {"examples": examples, "classes": orders["classes"], "queries": examples, "rounds": rounds}
+    terms = {"server": "mine", "proxy": orders["proxy"], "codec": "float32", "aggregate": "mean", "clients": 50}
+    return wire.encode(wire.Offer(run=run, **terms, **size, seen=""))
 
 
 def plan(orders: dict[str, Any], run: str, number: int, temperature: float = 1.0) -> bytes:
     nothing = np.zeros((0, orders["classes"]), np.float32)
     ids = np.zeros(0, np.uint32)
-    return wire.encode(wire.Plan(run, orders["proxy"], number, True, temperature, "", ids, nothing))
+    return wire.encode(wire.Plan(run, orders["proxy"], number, True, temperature, "", ids, nothing, ids, ""))
 
 
 def malformed(orders: dict[str, Any]) -> list[bytes]:

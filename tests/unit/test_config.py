@@ -121,3 +121,13 @@ def test_the_promised_keys_are_understood() -> None:
         "partition.classes_per_client", "partition.shards_per_client", "partition.growth", "partition.column",
     }  # fmt: skip
     assert promised <= set(keys(Scenario))
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "kind"), [("gaussian", "median"), ("sum", "mean"), ("votes", "majority"), ("dp_sgd", "votes")]
+)
+def test_a_rule_that_has_no_use_for_the_mechanisms_answers_is_refused(mechanism: str, kind: str) -> None:
+    settings = ["clients=50", "privacy.accept_low_utility=true", f"privacy.mechanism={mechanism}"]
+    assert load(Scenario, None, settings).aggregation.kind in ("mean", "sum", "votes")
+    with pytest.raises(ConfigError, match=r"needs aggregate\.kind"):
+        load(Scenario, None, [*settings, f"aggregate.kind={kind}"])

@@ -94,3 +94,26 @@ def test_answers_are_released_rows_of_this_client_to_this_plan() -> None:
             made.check_answers(
                 answers(Released(rows, "").rows, **{"client": "a", "plan": plan.identity, **other}), "a", plan
             )
+
+
+@pytest.mark.parametrize("kind", ["entropy", "confidence", "majority", "median", "trimmed"])
+def test_answers_with_noise_of_their_own_are_for_the_mean_alone(kind: str) -> None:
+    made = coordinator(kind=kind)
+    made.agreed(agreement(client="a"), "a")
+    with pytest.raises(WireError, match="asks for 1 noises"):
+        made.agreed(agreement(client="b", variances=np.array([99], np.uint64)), "b")
+    plan = made.plan("a")
+    with pytest.raises(WireError, match="not probabilities"):
+        made.check_answers(answers_to(plan, "a", np.tile(np.array([GRID, 0], np.int32), (4, 1))), "a", plan)
+
+
+@pytest.mark.parametrize("kind", ["entropy", "confidence", "majority", "median", "trimmed"])
+def test_a_round_by_any_rule_moves_on(kind: str) -> None:
+    made = coordinator(kind=kind)
+    for client in "abc":
+        made.agreed(agreement(client=client), client)
+    acc = made.start(made.roster)
+    for client in "abc":
+        acc = made.fold(acc, answers_to(made.plan(client), client, np.tile(np.array([1, 0], np.float32), (4, 1))))
+    made.finish(acc, "abc")
+    assert made.state.consensus is not None and (made.state.consensus.rows.argmax(axis=1) == 0).all()
