@@ -21,7 +21,9 @@ from client.learner import Learner
 from client.lock import hold
 from fedkd import wire
 from fedkd.config import FEW_IN_A_SUM, ClientConfig, Policy, load
+from fedkd.continual.live import LiveStream
 from fedkd.data.augment import fits
+from fedkd.data.sources import Examples
 from fedkd.distill.model import ProxyView
 from fedkd.errors import BudgetExceeded, FedkdError, WireError
 from fedkd.privacy.architecture import check_private
@@ -35,6 +37,7 @@ from fedkd.tensors import digest
 from fedkd.wire import Agreement, Answers, Code, Hello, Learned, Message, Offer, Plan, Refusal, Rows
 
 Console = Callable[[str], None]
+FRESH = "new"  # a block that nothing has been charged to: those of a stream are named by their time
 MALFORMED_TOLD = 100
 """Messages that are none of which the console is told: a server that sends them for ever must not fill the disk."""
 BARE = "bare"  # a student whose weights have seen private data without noise: it must never be a start for DP-SGD
@@ -50,6 +53,7 @@ class Agent:
 
     _clock = staticmethod(time.monotonic)
     _sleep = staticmethod(time.sleep)
+    _now = staticmethod(time.time)  # which block of a stream is over
 
     def __init__(self, config_path: Path, console: Console = stderr) -> None:
         """Open everything that ``client.yaml`` names. Raises FedkdError for what a user can mend."""
@@ -58,11 +62,12 @@ class Agent:
         self.name, self._failed, self._turn = self.config.name, False, threading.Lock()
         self._malformed = 0
         self.state = self._base / self.config.state
+        self.stream: LiveStream | None = None
         self._lock = hold(self.state)
         try:
             self._open()
         except BaseException:
-            self._lock.close()
+            self._shut()
             raise
 
     def _open(self) -> None:
@@ -82,11 +87,58 @@ class Agent:
         self.journal = Journal(self.state)
         self._fresh = self.learner.save()
         self._restore()
+        if self.config.live is not None:
+            if self.policy.block_epsilons:
+                raise FedkdError(
+                    "the blocks of a live stream share one limit: they get their names as time goes on",
+                    where=f"{self._base / self.config.policy}, key 'block_epsilons'",
+                    fix="leave the key out, and give the limit of each block as 'epsilon'",
+                )
+            self.stream = LiveStream(
+                self.state / "stream.sqlite", self.config.live, self._base, self._proxy, self._console
+            )
 
     def close(self) -> None:
         """Close the ledger and let another process have the state directory."""
         self.ledger.close()
+        self._shut()
+
+    def _shut(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
         self._lock.close()
+
+    # -- a stream of records -----------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Take in the records that have come, and forget those whose turn is over; between rounds, and before one."""
+        with self._turn:
+            self._look()
+
+    def held_out(self) -> Examples:
+        """The records that nothing learns: for this device's own eyes."""
+        with self._turn:
+            assert self.stream is not None
+            return self.stream.held_out()
+
+    def _look(self) -> None:
+        if self.stream is None:
+            return
+        try:
+            self.stream.ingest()
+        except FedkdError as error:  # a client whose source is away takes part with what it has
+            self._console(f"client {self.name}: {error}")
+        self.stream.forget(self.stream.current(self._now()))
+
+    def _enter(self, plan: Plan) -> str:
+        """The data block of a round, closed and in the learner's hands. Which one it is, the clock says, never what is
+        in it: an empty block is learned like any other."""
+        if self.stream is None:
+            return self.config.block
+        self._look()
+        block = self.stream.enter(plan.run, plan.round, self.stream.current(self._now()))
+        self.learner.hold(self.stream.examples(block))
+        return block
 
     # -- what the outside can reach ----------------------------------------------------------------------------------
 
@@ -145,7 +197,8 @@ class Agent:
         self._check_seen(offer.server, offer.seen)
         contract = self.ledger.contract(offer.run)
         if contract is None:  # or closed: then the ledger refuses
-            contract = draw_up(self.policy, offer, self.ledger.past(), self.config.block)
+            block = self.config.block if self.stream is None else FRESH
+            contract = draw_up(self.policy, offer, self.ledger.past(), block)
             self.ledger.register(contract)
         elif not contract.answers(offer) or not allows(self.policy, contract, self.config.block):
             raise Refused(Code.CONTRACT)
@@ -207,6 +260,7 @@ class Agent:
 
     def _release(self, plan: Plan, labels: Rows | None, contract: Contract) -> bytes:
         """reserve -> compute -> store -> commit; the caller sends."""
+        block = self._enter(plan)
         try:
             reservation = self.ledger.reserve(
                 plan.run,
@@ -214,7 +268,7 @@ class Agent:
                 plan.identity,
                 self.learner.snapshot,
                 lambda: self._new_key(plan),
-                self.config.block,
+                block,
             )
         except BudgetExceeded:
             self._learn_only(plan, labels)

@@ -45,7 +45,7 @@ def client(path: Path, log: logs.Form = "text") -> None:
                 "client %s: agent and relay are running for %s; %s", agent.name, agent.config.address, _terms(agent)
             )
             _log.warning(ONE_USER)
-            _wait()
+            _between_rounds(agent, path)
         finally:
             relay.stop()
 
@@ -57,7 +57,7 @@ def agent(path: Path, log: logs.Form = "text") -> None:
         _log.info("client %s: the agent answers on %s; %s", opened.name, address, _terms(opened))
         if opened.config.socket_group is None:
             _log.warning("there is no 'socket_group', so that the relay must be the same user: %s", ONE_USER)
-        _wait()
+        _between_rounds(opened, path)
 
 
 def relay(path: Path, log: logs.Form = "text") -> None:
@@ -188,8 +188,21 @@ def _until_stopped() -> Iterator[None]:
         _log.info("stopped")
 
 
-def _wait() -> None:
-    threading.Event().wait()
+def _wait(seconds: float | None = None) -> None:
+    threading.Event().wait(seconds)
+
+
+def _between_rounds(agent: Agent, path: Path) -> None:
+    """Wait; a client that goes on learning looks after its stream and its versions meanwhile."""
+    live = agent.config.live
+    if live is None:
+        return _wait()
+    from client.upkeep import Upkeep
+
+    upkeep = Upkeep(agent, path.resolve().parent, _log.info)
+    while True:
+        upkeep.look()
+        _wait(live.every)
 
 
 def main() -> int:

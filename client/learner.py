@@ -48,30 +48,48 @@ class Learner:
     ) -> None:
         """Raises DataError for data that does not fit the proxy set."""
         self._config, self._view, self._base = config, view, base / config.code
-        self._seed = derive(config.seed, "client", config.name)
-        examples = self._private_examples(base, console)
-        self.snapshot = digest(pack({"x": examples.x, "y": examples.y}, {}))
-        self._parts = _shards(examples, shards)
-        self._lineages = [self._lineage(index) for index in range(shards)]
+        self._seed, self._console = derive(config.seed, "client", config.name), console
         self.labels: Rows | None = None
+        self._parts = self._own(self._private_examples(base), shards)
+        self._lineages = [self._lineage(index) for index in range(shards)]
 
-    def _private_examples(self, base: Path, console: Callable[[str], None]) -> Examples:
-        proxy, where = self._view.proxy, f"client {self._config.name}, source {self._config.data.source}"
+    def hold(self, examples: Examples) -> None:
+        """Learn from these private examples, and from no others, until the next call."""
+        self._parts = self._own(examples, len(self._lineages))
+        for one, part in zip(self._lineages, self._parts, strict=True):
+            one.data = _labelled(one.model, part)
+
+    def _own(self, examples: Examples, shards: int) -> list[Examples]:
+        """What each student learns of private examples; the snapshot is theirs from now on."""
+        public = np.isin(fingerprints(examples.x), fingerprints(self._view.proxy.examples))
+        if public.any():
+            # record by record, and seen only here: to refuse would tell the server who is in the data
+            self._console(f"{self._where}: {int(public.sum())} records are also in the proxy set, and are left out")
+        own = examples.take(np.flatnonzero(~public))
+        self.snapshot = digest(pack({"x": own.x, "y": own.y}, {}))
+        return _shards(own, shards)
+
+    def _private_examples(self, base: Path) -> Examples:
+        """All that there is; nothing yet of a client that goes on learning, which holds one block at a time."""
+        proxy, where = self._view.proxy, self._where
+        if self._config.data is None:
+            return Examples(np.zeros((0, *proxy.shape), np.float32), np.zeros(0, np.int64), proxy.classes)
         data = encoding.agreed(self._config.data, proxy.provenance.get("encoding", {}), where)
         examples, _ = sources.load(data, base)
         sources.check(examples, where, shape=proxy.shape, classes=proxy.classes)
-        public = np.isin(fingerprints(examples.x), fingerprints(proxy.examples))
-        if public.any():
-            # record by record, and seen only here: to refuse would tell the server who is in the data
-            console(f"{where}: {int(public.sum())} records are also in the proxy set, and are left out")
-        return examples.take(np.flatnonzero(~public))
+        return examples
+
+    @property
+    def _where(self) -> str:
+        source = "live" if self._config.data is None else self._config.data.source
+        return f"client {self._config.name}, source {source}"
 
     def _lineage(self, index: int, like: Lineage | None = None) -> Lineage:
         """A student as it begins, on the inputs of ``like`` where it takes the same."""
         model, part = self._fresh(index), self._parts[index]
         if like is not None and like.model.network.takes == model.network.takes:
             return Lineage(model, like.data)
-        return Lineage(model, Labelled(model.inputs(part.x), torch.from_numpy(part.y)))
+        return Lineage(model, _labelled(model, part))
 
     def _fresh(self, index: int) -> Model:
         seed = self._seed if index == 0 else derive(self._seed, "shard", index)
@@ -189,6 +207,10 @@ class Learner:
 
 def _prefix(index: int) -> str:
     return f"{index}." if index else ""
+
+
+def _labelled(model: Model, part: Examples) -> Labelled:
+    return Labelled(model.inputs(part.x), torch.from_numpy(part.y))
 
 
 def _shards(examples: Examples, count: int) -> list[Examples]:

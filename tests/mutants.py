@@ -41,6 +41,8 @@ SGD, LEDGER, RELEASE, CHAINED, COSTED, POLICY, WRITERS = (
     f"tests/guards/test_{name}.py"
     for name in ("dp_sgd", "ledger", "release", "chain", "costs", "policy", "two_writers")
 )
+LIVE = "tests/continual/test_live.py"
+EXPORT, VERSIONS = "tests/device/test_export.py", "tests/device/test_versions.py"
 
 
 @dataclass(frozen=True)
@@ -349,6 +351,19 @@ MUTANTS = (
     _m("delta of one run forgotten", "fedkd/privacy/audit.py", "tail + 2 * self.canaries * delta *", "tail + 0 * delta *", AUDITS[1], "test_the_p_value_of_guesses_is_the_published_one"),
     _m("a claim that an audit refutes still holds", "fedkd/report/budget.py", ' != "inf" and not refuted,', ' != "inf",', AUDITS[2], "test_an_audit_above_its_claim_leaves_no_guarantee"),
     _m("sums in floating point", "fedkd/aggregate/mean.py", "fixed = np.rint(rows.astype(np.float64) * SCALE).astype(np.int64)", "fixed = rows.astype(np.float64)", RELEASE, "test_answers_in_any_order_give_the_same_bytes"),
+    # -- the device
+    _m("int8 calibrated on any examples", "fedkd/device/export.py", "    if proxy.hash != model.proxy:\n", "    if False:\n", EXPORT, "test_int8_is_calibrated_on_the_models_own_proxy_set_alone"),
+    _m("graphs traced with a view", "fedkd/device/graph.py", 'torch.zeros(1, *model.features.spec["shape"])', 'torch.zeros(9, *model.features.spec["shape"])[:1]', EXPORT, "test_the_example_of_a_graph_is_zeros_in_storage_of_their_own"),
+    _m("switch before the file is there", "fedkd/device/serving.py", "            write_atomic(self.folder / one.file, content)\n            self._write([*(old for old in self.stack() if old.file != one.file), one][-self._keep :])\n", "            self._write([*(old for old in self.stack() if old.file != one.file), one][-self._keep :])\n            write_atomic(self.folder / one.file, content)\n", VERSIONS, "test_a_crash_while_switching_leaves_the_old_version_or_the_new_one"),
+    _m("gate without effect", "fedkd/device/gate.py", "    if not reasons:\n", "    if True:\n", VERSIONS, "test_a_worse_student_is_not_served_and_a_good_one_is"),
+    _m("small losses add up", "fedkd/device/gate.py", "for row in rows if (known", "for row in rows[-1:] if (known", VERSIONS, "test_small_losses_of_a_class_do_not_add_up"),
+    _m("lineage keeps what is served", "fedkd/device/versions.py", "            kept = [*known, version][-self._keep :]\n", "            kept = [*known, version][-self._keep :]\n            served = self.folder.parent / \"serving\" / \"serving.json\"\n            kept = [one for one in known if served.exists() and one.id in served.read_text() and one not in kept] + kept\n", VERSIONS, "test_the_lineage_is_the_same_whatever_the_gate_decides"),
+    # -- streams
+    _m("late records learned", "fedkd/continual/live.py", "        if self._sealed(block):\n", "        if False:\n", LIVE, "test_a_record_that_comes_after_its_block_was_sealed_is_never_learned"),
+    _m("source marked before its records are in", "fedkd/continual/live.py", "        with self._transaction():\n            counts", '        self._db.execute("INSERT INTO sources VALUES (?, ?)", (source.name, source.sha256))\n        self._db.execute("DELETE FROM sources WHERE 0")\n        with self._transaction():\n            self._db.execute("DELETE FROM sources WHERE name = ?", (source.name,))\n            counts', LIVE, "test_killed_at_any_statement_each_record_is_taken_exactly_once"),
+    _m("held-out records learned", "fedkd/continual/live.py", '"block = ? AND held_out = 0"', '"block = ?"', LIVE, "test_whether_a_record_is_held_out_depends_on_it_alone_and_nothing_learns_it"),
+    _m("a round entered again in another block", "fedkd/continual/live.py", "json.loads(before)[:2] == [run, round]", "False", LIVE, "test_a_round_that_is_entered_again_has_the_block_that_it_had"),
+    _m("changed files taken again", "fedkd/continual/live.py", "        if before is not None:\n", "        if False:\n", LIVE, "test_a_file_that_was_changed_after_it_was_taken_is_ignored"),
     _m("zeros with a sign in the order of arrival", "fedkd/aggregate/robust.py", "        block += 0.0", "        block += -0.0", RULE, "TestMedian::test_a_zero_with_a_sign_changes_no_byte"),
     _m("answers with noise to any rule", "fedkd/coordinator.py", ' and self._aggregate != "mean":', " and needed:", "tests/unit/test_coordinator.py", "test_answers_with_noise_of_their_own_are_for_the_mean_alone"),
     _m("noised answers for any rule", "fedkd/config.py", '    "gaussian": ("mean",),', '    "gaussian": _OF_PROBABILITIES,', POLICY, "test_answers_with_noise_are_given_for_a_mean_alone"),

@@ -42,6 +42,7 @@ def main() -> None:
         compare,
         continual,
         data,
+        device,
         distil,
         doctor,
         inspect,
@@ -55,7 +56,7 @@ def main() -> None:
     )
 
     first = (simulate, continual, sweep, compare, processes, security, doctor)
-    for module in (*first, proxy, data, distil, audit, inspect, ledger, wire, budget):
+    for module in (*first, proxy, data, distil, device, audit, inspect, ledger, wire, budget):
         module.register(app)
     try:
         app()

@@ -103,7 +103,8 @@ def _private_files(config: ClientConfig, base: Path) -> Findings:
     ledger = base / config.state / "ledger.sqlite"
     if ledger.exists():
         yield _try("the ledger's chain is intact", lambda: Ledger.read(ledger))
-    data = base / config.data.path if config.data.path else None
+    source = config.live.source if config.data is None and config.live else config.data and config.data.path
+    data = base / source if source else None
     if data is not None and data.exists():
         reachable = _readable_by_others(data)
         yield (

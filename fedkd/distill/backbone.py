@@ -30,15 +30,15 @@ class Backbone:
             module = call(name, load_symbol(name, base), shape)
         if not isinstance(module, nn.Module):
             raise ConfigError(f"{name} made a {type(module).__name__}, not a torch.nn.Module", where=name)
-        self._module, self._shape = module.requires_grad_(False).eval(), shape
+        self.module, self._shape = module.requires_grad_(False).eval(), shape
 
     def load(self, weights: Arrays) -> None:
         """Take these weights. Raises DataError for those of another network."""
-        load_arrays(self._module, weights)
+        load_arrays(self.module, weights)
 
     def arrays(self) -> Arrays:
         """The weights."""
-        return state_arrays(self._module)
+        return state_arrays(self.module)
 
     def check(self) -> None:
         """Refuse a module that answers no features, or remembers what it has seen: a private example's features must be
@@ -51,7 +51,7 @@ class Backbone:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Features [n, d], one example after another, so that an example gives the same bytes in any batch."""
-        found = [self._module(one[None]) for one in x]
+        found = [self.module(one[None]) for one in x]
         for one in found[:1]:
             if not isinstance(one, Tensor) or one.dtype != torch.float32 or one.dim() != 2 or len(one) != 1:
                 answer = f"{one.dtype} {list(one.shape)}" if isinstance(one, Tensor) else type(one).__name__

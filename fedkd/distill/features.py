@@ -7,8 +7,7 @@ arXiv:2011.11660). What is fitted here has seen public examples only, so it cost
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,18 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
-from torch import Tensor
-from torch.nn import functional
+from torch import nn
 
 from fedkd.config import FEATURES
 from fedkd.distill import patches, scattering
 from fedkd.distill.backbone import Backbone
+from fedkd.distill.fronts import Front, FrontNetwork, JoinedNetwork, affine, front, one_by_one
 from fedkd.errors import ConfigError, DataError
 from fedkd.tensors import Arrays, below
 
 Floats = NDArray[np.float32]
 Spec = dict[str, Any]
-Front = Callable[[Tensor, int], Tensor]  # a chunk of examples [n, *shape], and how many are real, to raw rows [n, d]
 
 _HELD: dict[str, frozenset[str]] = {
     "none": frozenset({"mean", "scale"}),
@@ -41,8 +39,6 @@ MEAN_NORM = 5.0
 # Arrays are worked on in zero-padded chunks of one size: kernels choose their order of summation by shape, and an
 # example must give the same bytes whatever batch it arrives in.
 _CHUNK = 64
-# A product with fewer columns may be summed in another order for other rows of one chunk.
-_NARROWEST = 16
 # Directions that carry less than this share of the largest variance are rounding noise: whitening would blow them up.
 _RANK_TOLERANCE = 1e-7
 
@@ -64,6 +60,9 @@ class FeatureMap(Protocol):
 
     def __call__(self, x: Floats) -> Floats:
         """Maps examples [n, *shape] to features [n, dim]. Raises DataError for another shape."""
+
+    def network(self, part: type[FrontNetwork] = FrontNetwork) -> nn.Module:
+        """The map as a network without parameters, each front a ``part``; its last bits may depend on the batch."""
 
 
 def fit_features(
@@ -115,8 +114,7 @@ class _Fitted:
     kind: str
     shape: tuple[int, ...]
     held: Arrays
-    front: Front
-    more: Spec = field(default_factory=dict)
+    backbone: Backbone | None = None
 
     @property
     def dim(self) -> int:
@@ -124,13 +122,17 @@ class _Fitted:
 
     @property
     def spec(self) -> Spec:
-        return {"version": 1, "kind": self.kind, "shape": list(self.shape), "dim": self.dim, **self.more}
+        return {"version": 1, "kind": self.kind, "shape": list(self.shape), "dim": self.dim, **_code(self.backbone)}
 
     def __call__(self, x: Floats) -> Floats:
         if x.shape[1:] != self.shape:
             raise DataError(f"These features take examples of shape {self.shape}, not {x.shape[1:]}.")
-        affine = _affine(self.held)
-        return _chunked(lambda part, real: affine(self.front(part, real)), x)
+        raw, after = _front(self.kind, self.held, self.backbone), affine(_tensors(self.held))
+        return _chunked(lambda part, real: after(raw(part, real)), x)
+
+    def network(self, part: type[FrontNetwork] = FrontNetwork) -> nn.Module:
+        own = {name: array for name, array in self.held.items() if not name.startswith(_WEIGHTS)}
+        return part(self.kind, own, None if self.backbone is None else self.backbone.module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,24 +158,25 @@ class _Joined:
     def __call__(self, x: Floats) -> Floats:
         return np.concatenate([part(x) for part in self.parts], axis=1)
 
+    def network(self, part: type[FrontNetwork] = FrontNetwork) -> nn.Module:
+        return JoinedNetwork([one.network(part) for one in self.parts])
+
 
 def _fit(kind: str, proxy: Floats, components: int, base: Path, weights: Arrays | None) -> _Fitted:
-    held, more = {}, {}
+    held, backbone = {}, None
     if kind in FEATURES:
         held = _FITTED[kind](proxy) if kind in _FITTED else {}
-        front = _front(kind, held)
     else:
         backbone = Backbone(kind, proxy.shape[1:], base)
         if weights is not None:
             backbone.load(weights)
         backbone.check()
-        held, more = {_WEIGHTS + name: array for name, array in backbone.arrays().items()}, {"code": backbone.code}
-        front = _one_by_one(backbone)
-    raw = _chunked(front, proxy)
+        held = {_WEIGHTS + name: array for name, array in backbone.arrays().items()}
+    raw = _chunked(_front(kind, held, backbone), proxy)
     if not np.isfinite(raw).all():
         raise DataError(f"The features {kind} of the proxy examples are not finite.")
-    affine = _scalar(raw) if kind == "none" else _half_whitened_pca(raw, components)
-    return _Fitted(kind, proxy.shape[1:], held | affine, front, more)
+    after = _scalar(raw) if kind == "none" else _half_whitened_pca(raw, components)
+    return _Fitted(kind, proxy.shape[1:], held | after, backbone)
 
 
 def _joined(parts: Sequence[_Fitted], proxy: Floats) -> _Joined:
@@ -191,11 +194,11 @@ def _restore(spec: Mapping[str, Any], held: Mapping[str, NDArray[Any]], base: Pa
     if spec.get("version") != 1 or set(ready) != wanted:
         raise _other(spec, held)
     if not mine:
-        return _Fitted(kind, shape, ready, _front(kind, ready))
+        return _Fitted(kind, shape, ready)
     backbone = Backbone(kind, shape, base, str(spec["code"]))
     backbone.load(weights)
     backbone.check()
-    return _Fitted(kind, shape, ready, _one_by_one(backbone), {"code": backbone.code})
+    return _Fitted(kind, shape, ready, backbone)
 
 
 def _other(spec: Mapping[str, Any], held: Mapping[str, NDArray[Any]]) -> DataError:
@@ -210,26 +213,19 @@ _FITTED: dict[str, Callable[[Floats], Arrays]] = {
 }
 
 
-def _front(kind: str, held: Arrays) -> Front:
-    ready = {name: torch.from_numpy(array) for name, array in held.items()}
-    if kind == "scattering":
-        return lambda x, real: scattering.scatter(x, ready)
-    if kind == "patches":
-        return _one_by_one(partial(patches.encode, held=ready))
-    return lambda x, real: x.flatten(1)
+def _front(kind: str, held: Arrays, backbone: Backbone | None) -> Front:
+    return front(kind, _tensors(held)) if backbone is None else one_by_one(backbone)
 
 
-def _one_by_one(encode: Callable[[Tensor], Tensor]) -> Front:
-    """Examples do not share a kernel here, so those that only fill a chunk up are left out."""
-
-    def front(x: Tensor, real: int) -> Tensor:
-        found = encode(x[: max(real, 1)])
-        return torch.cat([found, found.new_zeros(len(x) - len(found), found.shape[1])])
-
-    return front
+def _tensors(held: Arrays) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in held.items()}
 
 
-# --- from raw coefficients to features ---
+def _code(backbone: Backbone | None) -> Spec:
+    return {} if backbone is None else {"code": backbone.code}
+
+
+# --- fitting what follows a front ---
 
 
 def _scalar(raw: Floats) -> dict[str, NDArray[Any]]:
@@ -286,17 +282,6 @@ def _mean_norm(rows: NDArray[Any]) -> float:
     if norm == 0:
         raise DataError("The proxy examples are all equal: there is nothing to fit.")
     return norm
-
-
-def _affine(held: Mapping[str, NDArray[Any]]) -> Callable[[Tensor], Tensor]:
-    mean = torch.from_numpy(held["mean"])
-    if "basis" not in held:
-        scale = torch.from_numpy(held["scale"])
-        return lambda raw: (raw - mean) * scale
-    basis = torch.from_numpy(held["basis"])
-    kept = basis.shape[1]
-    wide = functional.pad(basis, (0, max(0, _NARROWEST - kept)))
-    return lambda raw: ((raw - mean) @ wide)[:, :kept]
 
 
 # --- the same bytes whatever the batch ---

@@ -21,6 +21,12 @@ def by_block(events: Iterable[PrivacyEvent], also: str = ALL) -> dict[str, list[
     return {block: [event for event in events if _blocks(event) & {block, ALL}] for block in (ALL, *sorted(named))}
 
 
+def block_of(events: Iterable[PrivacyEvent]) -> str:
+    """The one block that all of the events stay in; ``all`` where there is none."""
+    touched = frozenset[str]().union(*map(_blocks, events))
+    return next(iter(touched)) if len(touched) == 1 else ALL
+
+
 def _blocks(event: PrivacyEvent) -> frozenset[str]:
     local = event.mechanism == "dp_sgd" and event.unit == "example" and event.blocks
     return frozenset(event.blocks) if local else frozenset({ALL})

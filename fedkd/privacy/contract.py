@@ -45,7 +45,7 @@ class Contract:
     """``rounds`` rounds, all alike, fixed in advance: that is what lets their privacy losses be composed exactly.
 
     ``events`` are charged for each round; ``variances`` are those of the noise on released integers (gaussian, sum:
-    one; votes: of the threshold test, or 0, and of the answer); ``limits`` are the policy's.
+    one; votes: of the threshold test, or 0, and of the answer); ``limits`` and ``block_rounds`` are the policy's.
     """
 
     run: str
@@ -65,18 +65,24 @@ class Contract:
     limits: Limits
     noise: str
     augment: str = "none"
+    block_rounds: int | None = None
 
     def __post_init__(self) -> None:
         charged = {(event.sample_rate, event.steps) for event in self.events}
         if self.mechanism == "dp_sgd" and charged != {(self.training.sample_rate, self.training.steps)}:
             raise ValueError("DP-SGD must be charged for exactly the steps that it trains")
 
+    @property
+    def most(self) -> int:
+        """The most rounds that one data block is charged for, by which the noise was chosen."""
+        return min(self.rounds, self.block_rounds or self.rounds)
+
     def record(self) -> dict[str, Any]:
         """JSON-able form; ``from_record`` is its inverse."""
         plain = {**asdict(self), "events": [e.record() for e in self.events], "variances": list(self.variances)}
-        if self.augment == "none":
-            del plain["augment"]  # contracts from before there was any keep their hash
-        return plain
+        usual = {"augment": "none", "block_rounds": None}
+        # left out as usual: contracts from before there were such things keep their hash
+        return {name: value for name, value in plain.items() if name not in usual or value != usual[name]}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Contract:
@@ -118,7 +124,8 @@ def draw_up(policy: Policy, offer: Offer, past: Past, block: str = ALL) -> Contr
     cost = cost_of(mechanism, policy, offer.queries, offer.aggregate, block)
     epsilon = policy.limit(cost.blocks[0])
     limits = Limits(cost.unit, epsilon, policy.delta, policy.client_epsilon, policy.lifetime_epsilon)
-    noise = _noise(offer, past, cost, limits, policy.min_noise)
+    block_rounds = policy.block_rounds if mechanism == "dp_sgd" else None
+    noise = _noise(offer, past, cost, limits, policy.min_noise, block_rounds)
     return Contract(
         mechanism=mechanism,
         shards=policy.shards if mechanism == "votes" else 1,
@@ -127,6 +134,7 @@ def draw_up(policy: Policy, offer: Offer, past: Past, block: str = ALL) -> Contr
         training=_training(policy),
         limits=limits,
         noise=policy.noise,
+        block_rounds=block_rounds,
         **{name: getattr(offer, name) for name in _OFFERED},
     )
 
@@ -192,6 +200,7 @@ def allows(policy: Policy, contract: Contract, block: str = ALL) -> bool:
     loud = contract.mechanism == "none" or all(e.noise_multiplier >= policy.min_noise for e in contract.events)
     shards = contract.mechanism != "votes" or contract.shards == policy.shards
     few = contract.rounds <= policy.max_rounds
+    few &= contract.mechanism != "dp_sgd" or contract.block_rounds == policy.block_rounds
     few &= policy.max_answers is None or contract.queries <= policy.max_answers
     return agreed == (_training(policy), policy.delta, policy.noise) and within and allowed and loud and shards and few
 
@@ -201,16 +210,22 @@ def _training(policy: Policy) -> Training:
     return Training(policy.steps, policy.sample_rate, policy.clip, divisor)
 
 
-def _noise(offer: Offer, past: Past, cost: Cost, limits: Limits, least: float) -> float:
-    """The smallest noise with which every limit holds over the whole run, and no less than the policy's least."""
+def _noise(offer: Offer, past: Past, cost: Cost, limits: Limits, least: float, block_rounds: int | None) -> float:
+    """The smallest noise with which every limit holds over the whole run, and no less than the policy's least.
+
+    Where a block has rounds of its own, its limit holds for so many: how many it really has is chosen as the rounds
+    come, which the loss of this many rounds of one fixed mechanism dominates, and every one of them is checked.
+    """
     if not cost.shape:
         return 0.0
     by = past.accountant([*cost.events(1.0)] * offer.rounds, limits.delta, another=True)
     order = by if isinstance(by, RenyiFilter) else None
+    columns, most = limits.columns(past.events, cost.blocks[0]), min(offer.rounds, block_rounds or offer.rounds)
+    own = len(columns) - sum(limit is not None for limit in (limits.client, limits.lifetime))
     try:
         found = [
-            _calibrated(unit, some, cost, offer.rounds, limit, limits.delta, order)
-            for unit, limit, some in limits.columns(past.events, cost.blocks[0])
+            _calibrated(unit, some, cost, most if index < own else offer.rounds, limit, limits.delta, order)
+            for index, (unit, limit, some) in enumerate(columns)
         ]
     except BudgetExceeded:
         raise Refused(Code.EXHAUSTED) from None

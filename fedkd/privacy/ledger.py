@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import BudgetExceeded, LedgerError
-from fedkd.privacy.blocks import ALL
+from fedkd.privacy.blocks import block_of
 from fedkd.privacy.chain import COMMIT, CONTRACT, RESERVE, SCHEMA, Chain
 from fedkd.privacy.contract import Contract, Refused
 from fedkd.privacy.events import PrivacyEvent
@@ -142,7 +142,7 @@ class Ledger:
             self._rollback.check_lock()
             if self.contract(contract.run) is not None or self._chain.body("contract", contract.run) is not None:
                 raise Refused(Code.CONTRACT)
-            if not self._fits(contract, contract.rounds, new=True):
+            if not self._fits(contract, contract.most, new=True):
                 raise Refused(Code.EXHAUSTED)
             self._chain.put({PENDING: canonical(contract.record()).decode()})
 
@@ -192,7 +192,8 @@ class Ledger:
         self, contract: Contract, round: int, plan: str, block: str | None, noise: str
     ) -> tuple[PrivacyEvent, ...]:
         new, charged = self._chain.body("contract", contract.run) is None, _in_block(contract, block)
-        if not self._fits(charged, contract.rounds if new else 1, new=new):
+        whole = new and contract.block_rounds is None  # else it was looked at in a fresh block
+        if not self._fits(charged, contract.rounds if whole else 1, new=new):
             raise BudgetExceeded("this round would spend more than the policy allows", where=f"round {round}")
         if new:
             self._bring_into_force(contract)
@@ -314,9 +315,7 @@ class Ledger:
             return True  # the policy has said that nothing is protected; every report says infinity
         past, more = self.past(), contract.schedule(rounds)
         accountant = past.accountant(more, contract.limits.delta, another=new)
-        blocks = {block for event in more for block in event.blocks}
-        touched = blocks.pop() if len(blocks) == 1 else ALL
-        return contract.limits.admits([*past.events, *more], accountant, touched)
+        return contract.limits.admits([*past.events, *more], accountant, block_of(more))
 
 
 def _in_block(contract: Contract, block: str | None) -> Contract:

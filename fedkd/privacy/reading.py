@@ -51,7 +51,7 @@ def _schedule(body: dict[str, Any]) -> list[PrivacyEvent]:
     """What was known of a contract before its first answer: of a lost one, what a round of it cost at the most."""
     if body["kind"] == CONTRACT:
         contract = Contract.from_record(body["contract"])
-        return contract.schedule(contract.rounds)
+        return contract.schedule(contract.most)
     events = [PrivacyEvent.from_record(event) for event in body["events"]]
     return [replace(event, steps=event.steps // (body["charges"] - body["from"])) for event in events]
 

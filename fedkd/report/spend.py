@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fedkd.errors import PrivacyError
 from fedkd.privacy.accounting import CURVE_DELTAS, Accountant, ClosedForm, Pld, round_up
 from fedkd.privacy.blocks import ALL, by_block
 from fedkd.privacy.events import PrivacyEvent, Unit
+from fedkd.privacy.ledger import Ledger
 from fedkd.privacy.limits import Past
 from fedkd.privacy.units import adjacency, seen_by
-from fedkd.report.numbers import number
+from fedkd.report.numbers import Number, number
 from fedkd.report.schema import Charge, CrossCheck, Limits, Point, Spend
 
 TOLERANCE = 0.02
@@ -50,8 +52,27 @@ class Account:
         return {**by_block(events)} if unit == "example" else {ALL: events}
 
     def by_block(self, unit: Unit, events: Sequence[PrivacyEvent]) -> dict[str, float]:
-        """block -> epsilon of one unit in it."""
-        return {block: self.epsilon(unit, some) for block, some in self.blocks(unit, events).items()}
+        """block -> epsilon of one unit in it; of blocks that were charged alike it is computed once."""
+        known: dict[tuple[PrivacyEvent, ...], float] = {}
+        found = {}
+        for block, some in self.blocks(unit, events).items():
+            alike = tuple(sorted((replace(event, blocks=(ALL,)) for event in some), key=repr))
+            if alike not in known:
+                known[alike] = self.epsilon(unit, some)
+            found[block] = known[alike]
+        return found
+
+
+def spent_by_an_example(ledger: Path) -> tuple[Number | None, float | None]:
+    """ε and δ that a ledger has charged for one example, in whichever block; None where there is no ledger."""
+    if not ledger.is_file():
+        return None, None
+    export = Ledger.read(ledger)
+    if not export["contracts"]:
+        return 0.0, None
+    delta = float(export["contracts"][-1]["limits"]["delta"])
+    account = Account.of(export["client"], export, delta)
+    return number(max(account.by_block("example", account.events).values())), delta
 
 
 def past_of(export: Mapping[str, Any]) -> Past:

@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 from fedkd.config import FEATURES
 from fedkd.distill.features import MEAN_NORM, FeatureMap, arrays, fit_features, restore
 from fedkd.distill.features import _chunked as chunked
-from fedkd.distill.features import _front as front
+from fedkd.distill.fronts import front
 from fedkd.distill.scattering import filters
 from fedkd.errors import ConfigError, DataError
 
@@ -46,7 +46,8 @@ def grating() -> Floats:
 
 
 def scatter(x: Floats) -> Floats:
-    return chunked(front("scattering", filters(*x.shape[-2:])), x)
+    bank = {name: torch.from_numpy(array) for name, array in filters(*x.shape[-2:]).items()}
+    return chunked(front("scattering", bank), x)
 
 
 @pytest.fixture(scope="module", params=[*FEATURES, "scattering+patches"])

@@ -1,0 +1,99 @@
+"""Which version a device serves: a stack of versions that were served, changed by one atomic write.
+
+A crash at any moment leaves the stack that was or the one that is to be, and every file that it names. What is served
+is for the device's user alone: nothing in here may reach the lineage that trains and answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedkd.device.versions import Version, read_checked
+from fedkd.errors import ConfigError, DataError, FedkdError
+from fedkd.state import locked, write_atomic, write_json
+from fedkd.tensors import digest
+
+INDEX = "serving.json"
+FORMAT = "fedkd.serving/1"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A version and the file that answers for it; ``measured`` is what the gate saw when it let the version pass."""
+
+    version: Version
+    file: str
+    sha256: str
+    measured: dict[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """JSON-able form; ``from_record`` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Served:
+        """Inverse of ``record``."""
+        return cls(**{**record, "version": Version.from_record(record["version"])})
+
+
+class Serving:
+    """What ``STATE/serving`` holds: the newest served version on top, at most ``keep`` in all."""
+
+    def __init__(self, state: Path, keep: int = 5) -> None:
+        self.folder, self._keep = state / "serving", keep
+
+    def stack(self) -> list[Served]:
+        """Oldest first; the last one is served. Raises DataError for an index that cannot be read."""
+        index = self.folder / INDEX
+        if not index.exists():
+            return []
+        try:
+            found = json.loads(index.read_bytes())
+            if found["format"] != FORMAT:
+                raise ValueError(f"its format is {found['format']}")
+            return [Served.from_record(record) for record in found["stack"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"the index of served versions cannot be read: {error}", where=str(index)) from None
+
+    def served(self) -> Served:
+        """Raises FedkdError while nothing is served."""
+        stack = self.stack()
+        if not stack:
+            raise FedkdError("no version is served yet", where=str(self.folder), fix="fedkd device promote")
+        return stack[-1]
+
+    def path(self, one: Served) -> Path:
+        """The file that answers. Raises DataError when it is not the one that was promoted."""
+        path = self.folder / one.file
+        read_checked(path, one.sha256)
+        return path
+
+    def switch(self, version: Version, content: bytes, suffix: str, measured: Mapping[str, Any]) -> Served:
+        """Serve a version whose file is ``content``: the file first, then the one write that switches, then tidying."""
+        sha256 = digest(content)
+        one = Served(version, f"{version.id}-{sha256[:8]}.{suffix}", sha256, dict(measured))
+        with locked(self.folder / "lock"):
+            write_atomic(self.folder / one.file, content)
+            self._write([*(old for old in self.stack() if old.file != one.file), one][-self._keep :])
+        return one
+
+    def rollback(self) -> Served:
+        """Serve again what was served before. Raises ConfigError where there is nothing to go back to."""
+        with locked(self.folder / "lock"):
+            stack = self.stack()
+            if len(stack) < 2:
+                raise ConfigError("there is no earlier version to go back to", where=str(self.folder))
+            self.path(stack[-2])
+            self._write(stack[:-1])
+            return stack[-2]
+
+    def _write(self, stack: Sequence[Served]) -> None:
+        write_json(self.folder / INDEX, {"format": FORMAT, "stack": [one.record() for one in stack]})
+        kept = {INDEX, "lock", *(one.file for one in stack)}
+        for path in self.folder.iterdir():  # also what a crash has left behind
+            if path.name not in kept:
+                path.unlink()
