@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import json
+import os
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator
@@ -81,7 +81,8 @@ def test_the_charge_is_on_disk_before_private_data_is_touched(new_device: Any, m
 
     def touch(self: Learner, *arguments: Any) -> None:
         with sqlite3.connect(device.ledger) as other:  # another connection sees only what has been committed
-            seen.append([json.loads(body)["kind"] for (body,) in other.execute("SELECT body FROM entries ORDER BY seq")])
+            rows = other.execute("SELECT body FROM entries ORDER BY seq").fetchall()
+            seen.append([json.loads(body)["kind"] for (body,) in rows])
         other.close()
 
     monkeypatch.setattr(Learner, "learn", touch)
