@@ -190,7 +190,7 @@ MUTANTS = (
     _m("noise of the most demanding client forgotten", "fedkd/coordinator.py", "tuple(max(column) for column", "tuple(min(column) for column", "tests/unit/test_coordinator.py", "test_a_round_has_the_noise_of_its_most_demanding_client"),
     _m("agreements to fewer noises than the rule adds", "fedkd/coordinator.py", "if len(variances) != needed and self._aggregate != \"mean\":", "if False:", "tests/unit/test_coordinator.py", "test_an_agreement_must_ask_for_the_noises_that_the_rule_adds"),
     # -- the policy
-    _m("more answers than the policy allows", CONTRACT, "most = offer.examples if policy.max_answers is None else min(policy.max_answers, offer.examples)", "most = offer.examples", POLICY, OFFERS),
+    _m("more answers than the policy allows", CONTRACT, "most = there if policy.max_answers is None else min(policy.max_answers, there)", "most = there", POLICY, OFFERS),
     _m("more answers than there are examples", CONTRACT, "if not 1 <= offer.queries <= most:", "if not 1 <= offer.queries:", POLICY, OFFERS),
     _m("any aggregate for any mechanism", CONTRACT, "    if not fitting:\n        raise Refused(Code.MECHANISM)\n", "    fitting = fitting or [policy.mechanism]\n", POLICY, OFFERS),
     _m("a sum of few", CONTRACT, 'if fitting[0] == "sum" and offer.clients < FEWEST_IN_A_SUM:', "if False:", POLICY, OFFERS),
