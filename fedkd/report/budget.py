@@ -44,11 +44,12 @@ def budget_report(
     provenance: Mapping[str, str] | None = None,
     config_hash: str | None = None,
     public_weights: Sequence[str] = (),
+    compared: Sequence[str] = (),
     audit: Sequence[AuditResult] = (),
 ) -> BudgetReport:
     """The report of client -> LedgerExport. ``delta`` overrules the policies'; ``provenance`` is by proxy hash;
-    ``public_weights`` are the hashes of what networks started from; ``audit`` are results of ``fedkd audit``, and one
-    that refutes its claim leaves no guarantee.
+    ``public_weights`` are the hashes of what networks started from; ``compared`` is what a simulation was compared
+    with; ``audit`` are results of ``fedkd audit``, and one that refutes its claim leaves no guarantee.
 
     Raises PrivacyError if the accountants disagree by more than TOLERANCE, or for events or a delta that they cannot
     account for.
@@ -66,7 +67,7 @@ def budget_report(
         units=units,
         trust_models={mechanism: statements.trust(mechanism) for mechanism in used},
         outputs_covered=statements.covered(used),
-        outputs_not_covered=statements.not_covered(used),
+        outputs_not_covered=statements.not_covered(used, compared),
         floating_point={mechanism: statements.arithmetic(mechanism) for mechanism in used},
         audit=shown,
         code=Code(

@@ -14,6 +14,7 @@ from fedkd.data.proxy import ProxySet
 from fedkd.errors import ConfigError, DataError
 from fedkd.privacy.ledger import Ledger
 from fedkd.report.audit import AuditResult
+from fedkd.report.comparisons import LABELS
 
 LEDGER = "ledger.sqlite"
 AUDIT = "audit.json"
@@ -66,6 +67,12 @@ def public_weights(paths: Sequence[Path]) -> list[str]:
         if client.exists():
             found |= {load(ClientConfig, client).student.init_hash or ""} - {""}
     return sorted(found)
+
+
+def compared(paths: Sequence[Path]) -> list[str]:
+    """What the simulations in these run directories were compared with, in words; but for students alone."""
+    names = {file.stem for path in paths if path.is_dir() for file in path.glob("baselines/*.json")}
+    return [label for name, label in LABELS.items() if name in names - {"local"}]
 
 
 def audits(paths: Sequence[Path]) -> list[AuditResult]:

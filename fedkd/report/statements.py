@@ -57,6 +57,11 @@ NOT_COVERED_CENTRAL = (
     "what the aggregator does with bare votes: that it adds the noise it is asked for, and shows the votes to nobody"
 )
 
+NOT_COVERED_COMPARED = (
+    "what this simulation has also trained on the same data, to compare with, which is in no ledger, and in no "
+    "deployment"
+)
+
 ARITHMETIC = {
     "dp_sgd": "The noise is a float64 inverse-CDF Gaussian added to float32 sums of clipped gradients before the "
     "optimiser. It is not hardened against attacks on floating-point noise (Mironov 2012, "
@@ -93,10 +98,11 @@ def covered(mechanisms: Collection[str]) -> list[str]:
     return [*COVERED, *([COVERED_TRAINING] if not {*mechanisms} - {"dp_sgd"} else [])]
 
 
-def not_covered(mechanisms: Collection[str]) -> list[str]:
-    """Outputs that the numbers say nothing about."""
+def not_covered(mechanisms: Collection[str], compared: Sequence[str] = ()) -> list[str]:
+    """Outputs that the numbers say nothing about; ``compared`` is what a simulation was compared with, in words."""
+    others = [f"{NOT_COVERED_COMPARED}: {', '.join(compared)}"] if compared else []
     bare = [NOT_COVERED_STUDENT] if {*mechanisms} & {"gaussian", *CENTRAL} else []
-    return [*([NOT_COVERED_CENTRAL] if {*mechanisms} & {*CENTRAL} else []), *bare, *NOT_COVERED]
+    return [*([NOT_COVERED_CENTRAL] if {*mechanisms} & {*CENTRAL} else []), *bare, *NOT_COVERED, *others]
 
 
 NOTHING: dict[Unit, str] = {
