@@ -22,9 +22,9 @@ from fedkd.privacy.calibration import USEFUL
 from fedkd.privacy.contract import Contract
 from fedkd.privacy.limits import Limits
 from fedkd.privacy.noise import NoiseSource, simulation_key
+from fedkd.privacy.units import seen_by
 from simulations.poison import HONEST, Liars
 from simulations.silos import Job, Silo
-from fedkd.privacy.units import seen_by
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,8 @@ class FederationRun:
     def _play(self, period: int) -> bool:
         """One federated run of those who are there, unless all of them have spent what they may."""
         there = self._there(period)
-        for name, number in there.items():
-            self._configure(name, number)
+        for name, experience in there.items():
+            self._configure(name, experience)
         self._engine.map("reopen", clients=there)
         quorum = self._quorum(period, there)
         if not quorum:
