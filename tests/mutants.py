@@ -40,7 +40,7 @@ SGD, LEDGER, RELEASE, CHAINED, COSTED, POLICY, WRITERS = (
     f"tests/guards/test_{name}.py"
     for name in ("dp_sgd", "ledger", "release", "chain", "costs", "policy", "two_writers")
 )
-LIVE = "tests/continual/test_live.py"
+LIVE, LEARNS_ON = "tests/continual/test_live.py", "tests/guards/test_live_client.py"
 EXPORT, VERSIONS = "tests/device/test_export.py", "tests/device/test_versions.py"
 
 
@@ -362,6 +362,11 @@ MUTANTS = (
     _m("held-out records learned", "fedkd/continual/live.py", '"block = ? AND held_out = 0"', '"block = ?"', LIVE, "test_whether_a_record_is_held_out_depends_on_it_alone_and_nothing_learns_it"),
     _m("a round entered again in another block", "fedkd/continual/live.py", "json.loads(before)[:2] == [run, round]", "False", LIVE, "test_a_round_that_is_entered_again_has_the_block_that_it_had"),
     _m("changed files taken again", "fedkd/continual/live.py", "        if before is not None:\n", "        if False:\n", LIVE, "test_a_file_that_was_changed_after_it_was_taken_is_ignored"),
+    _m("a block still open when it is learned", "fedkd/continual/live.py", "        self.seal(block)\n        self._put", "        self._put", LEARNS_ON, "test_what_comes_after_its_block_was_charged_is_never_learned"),
+    _m("the limit of another block", BOOK, "accountant, block_of(more))", 'accountant, "new")', LEARNS_ON, "test_each_block_has_its_own_limit_and_a_spent_one_is_refused_while_learning_goes_on"),
+    _m("noise of few rounds for the sum of all blocks", CONTRACT, "most if index < own else offer.rounds", "most", LEARNS_ON, "test_a_lifetime_limit_takes_the_noise_of_all_rounds"),
+    _m("a contract of other rounds a block", CONTRACT, '    few &= contract.mechanism != "dp_sgd" or contract.block_rounds == policy.block_rounds\n', "", LEARNS_ON, "test_another_number_of_rounds_a_block_needs_another_contract"),
+    _m("what is served shapes what trains", "client/upkeep.py", "        told = ", "        if verdict.promoted:\n            self._agent.ledger.put_state({\"lineage\": \"bare\"})\n        told = ", LEARNS_ON, "test_what_trains_and_answers_is_the_same_whatever_is_served"),
     _m("zeros with a sign in the order of arrival", "fedkd/aggregate/robust.py", "        block += 0.0", "        block += -0.0", RULE, "TestMedian::test_a_zero_with_a_sign_changes_no_byte"),
     _m("answers with noise to any rule", "fedkd/coordinator.py", ' and self._aggregate != "mean":', " and needed:", "tests/unit/test_coordinator.py", "test_answers_with_noise_of_their_own_are_for_the_mean_alone"),
     _m("noised answers for any rule", "fedkd/config.py", '    "gaussian": ("mean",),', '    "gaussian": _OF_PROBABILITIES,', POLICY, "test_answers_with_noise_are_given_for_a_mean_alone"),
