@@ -21,18 +21,20 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+import federation
 
-from fedkd.processes import Service, free_port
-
-KINDS = ("superlink", "superexec", "serverapp", "supernode", "relay", "agent", "server")
-SETTINGS = {
+KINDS = {
+    "superlink": "flower-superlink", "superexec": "flower-superexec", "serverapp": "flwr-serverapp",
+    "server": "fedkd server", "supernode": "flower-supernode", "executor": "flower-superexec", "relay": "fedkd relay",
+    "agent": "fedkd agent",
+}  # fmt: skip
+SMALL = {
     "quorum": 1.0, "privacy.steps": 3, "privacy.sample_rate": 0.5, "proxy.size": 60, "proxy.tune_size": 20,
-    "features.components": 10, "teacher.steps": 20, "training.distil_steps": 10, "baselines": "false",
+    "features.components": 10, "teacher.steps": 20, "training.distil_steps": 10,
 }  # fmt: skip
 _PATIENCE = 600.0  # seconds without a round
 
@@ -43,37 +45,37 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=5, help="of each kind")
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--out", type=Path, help="folder for the run (default: a temporary one)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fedkd-") as folder:
         out = options.out or Path(folder)
-        calm, lost = disturb(out, options.kinds, options.kills, options.clients, options.seed)
-        differences = compare(out)
+        rounds = 5 * len(options.kinds) * options.kills // 2 + 4
+        settings = {**SMALL, "rounds": rounds, "clients": options.clients}
+        scenario = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        federation.prepare(out, scenario)
+        calm, lost = disturb(out, options.kinds, options.kills, random.Random(options.seed))
+        different = federation.differences(out, scenario)
     print(f"\na round that is left alone takes {calm:.1f} s\n")
     print("| killed | seconds lost, median | each |\n| --- | --- | --- |")
     for kind, seconds in lost.items():
         print(f"| {kind} | {statistics.median(seconds):.0f} | {', '.join(f'{one:.0f}' for one in seconds)} |")
-    print(f"\ndifferent from the simulation: {differences or 'nothing'}")
-    sys.exit(bool(differences))
+    print(f"\nkilled {sum(map(len, lost.values()))} processes; different from the simulation: {different or 'nothing'}")
+    sys.exit(bool(different))
 
 
-def disturb(
-    out: Path, kinds: Sequence[str], kills: int, clients: int, seed: int
-) -> tuple[float, dict[str, list[float]]]:  # fmt: skip
+def disturb(out: Path, kinds: Sequence[str], kills: int, chance: random.Random) -> tuple[float, dict[str, list[float]]]:
     """A run with kills; returns the seconds of an undisturbed round, and the seconds lost by kind."""
-    chance = random.Random(seed)
     order = [kind for kind in kinds for _ in range(kills)]
     chance.shuffle(order)
-    prepare(out, clients, rounds=2 * len(order) + 3)
     calm: list[float] = []
     hit: list[tuple[str, float]] = []
-    with federation(out):
+    with server_and_clients(out):
         watch = Watch(out)
         watch.next()  # the first round: joining, and shipping the app
         calm.append(watch.next())
         for kind in order:
-            time.sleep(chance.uniform(0, calm[-1]))
+            watch.pause(chance.uniform(0, calm[-1]))
             victim = kill(out, kind, chance)
             hit.append((kind, watch.next()))
             calm.append(watch.next())
@@ -85,68 +87,26 @@ def disturb(
     return typical, dict(lost)
 
 
-def compare(out: Path) -> list[str]:
-    """Play the run again in a simulation, and name what is not the same."""
-    simulated = out / "simulated"
-    rounds = yaml.safe_load((out / "federation/server.yaml").read_text())
-    more = {"rounds": rounds["rounds"], "clients": rounds["clients"]}
-    _fedkd("simulate", "--out", simulated, "--workers", 1, *_sets(more))
-    run = out / "federation"
-    pairs = [(run / "server/teacher.safetensors", simulated / "teacher.safetensors")]
-    for folder in sorted((run / "clients").iterdir()):
-        state, other = folder / "state", simulated / "clients" / folder.name / "state"
-        pairs.append((state / "student.safetensors", simulated / "students" / f"{folder.name}.safetensors"))
-        names = {path.name for place in (state, other) for path in (place / "outbox").iterdir()}
-        pairs += [(state / "outbox" / name, other / "outbox" / name) for name in sorted(names)]
-    wrong = [str(mine.relative_to(run)) for mine, theirs in pairs if _bytes(mine) != _bytes(theirs)]
-    for folder in sorted((run / "clients").iterdir()):
-        exports = [_fedkd("ledger", "export", place, "--json", "--client", folder.name) for place in (run, simulated)]
-        wrong += [f"ledger of {folder.name}"] if exports[0] != exports[1] else []
-    return wrong
-
-
-# -- the federation ----------------------------------------------------------------------------------------------------
-
-
-def prepare(out: Path, clients: int, rounds: int) -> None:
-    """Configurations, certificates and keys, for processes on this machine."""
-    run, address = out / "federation", f"127.0.0.1:{free_port()}"
-    _fedkd("prepare", "--noise", "simulation", "--out", run, *_sets({"rounds": rounds, "clients": clients}))
-    folders = sorted((run / "clients").iterdir())
-    nodes = [word for folder in folders for word in ("--node", folder.name)]
-    _fedkd("certs", run / "certs", "--host", "127.0.0.1", *nodes)
-    tls = {"certificate": "certs/server.pem", "key": "certs/server.key"}
-    _edit(run / "server.yaml", address=address, tls=tls, nodes="certs/nodes", round_timeout=180)
-    for folder in folders:
-        door = f"{out}/{folder.name}.sock"
-        _edit(folder / "client.yaml", socket=door)
-        trust = {"tls": {"ca": str(run / "certs/ca.pem")}, "node_key": str(run / f"certs/keys/{folder.name}.key")}
-        _edit(folder / "relay.yaml", address=address, socket=door, home=str(out / f"relay-{folder.name}"), **trust)
+# -- the server and its rounds -----------------------------------------------------------------------------------------
 
 
 @contextmanager
-def federation(out: Path) -> Iterator[None]:
-    """Agents, relays and server, each started again when it dies."""
-    run = out / "federation"
-    with ExitStack() as stack:
-        for folder in sorted((run / "clients").iterdir()):
-            for role in ("agent", "relay"):
-                config = folder / ("client.yaml" if role == "agent" else "relay.yaml")
-                name = f"{role}-{folder.name}"
-                service = Service(name, _command(role, config), dict(os.environ), out / f"{name}.log")
-                service.start()
-                stack.callback(service.stop)
+def server_and_clients(out: Path) -> Iterator[None]:
+    """Clients, and a server that is started again until it has ended well."""
+    with federation.devices(out):
         over = threading.Event()
         keeper = threading.Thread(target=_keep_server, args=(out, over))
-        stack.callback(keeper.join)
-        stack.callback(over.set)
         keeper.start()
-        yield
+        try:
+            yield
+        finally:
+            over.set()
+            keeper.join()
 
 
 def _keep_server(out: Path, over: threading.Event) -> None:
     """Start the server until it has ended well."""
-    command = _command("server", out / "federation/server.yaml")()
+    command = [sys.executable, "-m", "fedkd", "server", str(out / "federation/server.yaml")]
     while not over.is_set():
         with (out / "server.log").open("ab") as log:
             server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -157,10 +117,6 @@ def _keep_server(out: Path, over: threading.Event) -> None:
             if server.wait() == 0:
                 return
         over.wait(1.0)
-
-
-def _command(role: str, config: Path) -> Callable[[], list[str]]:
-    return lambda: [sys.executable, "-m", "fedkd", role, str(config)]
 
 
 @dataclass
@@ -178,6 +134,14 @@ class Watch:
         self.round += 1
         self._last = time.monotonic()
         return self._last - began
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass, in which rounds may end."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self._rows() > self.round:
+                self.round, self._last = self._rows(), time.monotonic()
+            time.sleep(0.05)
 
     def end(self) -> None:
         """Wait for the end of the run."""
@@ -217,41 +181,18 @@ def kill(out: Path, kind: str, chance: random.Random) -> str:
 
 def processes(out: Path, kind: str) -> list[int]:
     """Numbers of the processes of this federation that are of this kind."""
-    wanted = {
-        "superlink": "flower-superlink", "superexec": "flower-superexec", "serverapp": "flwr-serverapp",
-        "supernode": "flower-supernode", "relay": "fedkd relay", "agent": "fedkd agent", "server": "fedkd server",
-    }[kind]  # fmt: skip
+    home = out / "federation/server/flower" if kind in ("superlink", "superexec", "serverapp") else f"{out}/relay-"
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            environment = (entry / "environ").read_bytes()
+            environment = (entry / "environ").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if wanted in command and (str(out) in command or f"FLWR_HOME={out}".encode() in environment):
+        own = str(out) in command if KINDS[kind].startswith("fedkd") else f"FLWR_HOME={home}" in environment
+        if own and KINDS[kind] in command:
             found.append(int(entry.name))
     return sorted(found)
-
-
-# -- small things ------------------------------------------------------------------------------------------------------
-
-
-def _fedkd(*words: object) -> str:
-    command = [sys.executable, "-m", "fedkd", *map(str, words)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def _sets(more: dict[str, object]) -> list[str]:
-    return [word for key, value in {**SETTINGS, **more}.items() for word in ("--set", f"{key}={value}")]
-
-
-def _edit(file: Path, **keys: object) -> None:
-    before = yaml.safe_load(file.read_text()) if file.exists() else {}
-    file.write_text(yaml.safe_dump({**before, **keys}))
-
-
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from client.lock import hold
 from fedkd import wire
 from fedkd.config import FEW_IN_A_SUM, ClientConfig, Policy, load
 from fedkd.continual.live import LiveStream
+from fedkd.data.augment import fits
 from fedkd.data.sources import Examples
 from fedkd.distill.model import ProxyView
 from fedkd.errors import BudgetExceeded, FedkdError, WireError
@@ -87,6 +88,12 @@ class Agent:
         self._fresh = self.learner.save()
         self._restore()
         if self.config.live is not None:
+            if self.policy.block_epsilons:
+                raise FedkdError(
+                    "the blocks of a live stream share one limit: they get their names as time goes on",
+                    where=f"{self._base / self.config.policy}, key 'block_epsilons'",
+                    fix="leave the key out, and give the limit of each block as 'epsilon'",
+                )
             self.stream = LiveStream(
                 self.state / "stream.sqlite", self.config.live, self._base, self._proxy, self._console
             )
@@ -185,13 +192,15 @@ class Agent:
     def _agree(self, offer: Offer) -> Agreement:
         if (offer.examples, offer.classes) != (len(self._proxy), self._proxy.classes):
             raise Refused(Code.LABELS)
+        if not fits(self._proxy, offer.augment):
+            raise Refused(Code.ANSWERS)
         self._check_seen(offer.server, offer.seen)
         contract = self.ledger.contract(offer.run)
         if contract is None:  # or closed: then the ledger refuses
             block = self.config.block if self.stream is None else FRESH
             contract = draw_up(self.policy, offer, self.ledger.past(), block)
             self.ledger.register(contract)
-        elif not contract.answers(offer) or not allows(self.policy, contract):
+        elif not contract.answers(offer) or not allows(self.policy, contract, self.config.block):
             raise Refused(Code.CONTRACT)
         if contract.mechanism == "sum" and offer.clients < FEW_IN_A_SUM:
             self._console(f"client {self.name}: fewer than {FEW_IN_A_SUM} clients: their sum is mostly noise")
@@ -223,7 +232,7 @@ class Agent:
 
     def _answer(self, plan: Plan) -> bytes:
         contract = self.ledger.contract(plan.run)
-        check_plan(self.policy, contract, plan)
+        check_plan(self.policy, contract, plan, self.config.block)
         if plan.answer and contract is not None:
             self._check_seen(contract.server, plan.seen)
             before = self.ledger.released(plan.run, plan.round, plan.identity)
@@ -279,7 +288,7 @@ class Agent:
         noise = NoiseSource(reservation.key)
         self.learner.learn(contract, plan.round, labels, plan.temperature, noise)
         mechanism = MECHANISMS[contract.mechanism](contract)
-        released = mechanism.release(mechanism.bound(self.learner.answer(plan.asked)), noise)
+        released = mechanism.release(mechanism.bound(self.learner.answer(plan.asked, contract.augment)), noise)
         head = self.ledger.head(contract.server)  # of the charge: that of the commit would be a hash of itself
         return wire.encode(Answers(plan.run, self.name, plan.round, plan.identity, released, head))
 

@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -148,10 +149,12 @@ class _exporting:
         self._agent = agent
 
     def __call__(self, method: str, payload: bytes) -> bytes:
-        before = self._agent.ledger.state("student")
+        before, began = self._agent.ledger.state("student"), time.monotonic()
         reply = self._agent.handle(method, payload)
         if self._agent.ledger.state("student") != before:
             self._agent.learner.model.save(self._agent.state / "student.safetensors")
+            seconds = time.monotonic() - began  # for this console alone: it depends on private data
+            _log.info("client %s: the student has learned and answered in %.2f s", self._agent.name, seconds)
         return reply
 
 

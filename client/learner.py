@@ -169,12 +169,12 @@ class Learner:
             targets = replace(targets, earlier=targets_of(one.model.network, x, temperature, set()).rows)
         return Distillation(x, targets, objective, derive(self._seed, "distil", salt), training.perturbation)
 
-    def answer(self, asked: NDArray[np.uint32] | None = None) -> NDArray[np.float32]:
-        """Probabilities [students, queries, classes] on the proxy examples ``asked`` (none: all): private until a
-        mechanism has released them."""
+    def answer(self, asked: NDArray[np.uint32] | None = None, augment: str = "none") -> NDArray[np.float32]:
+        """Probabilities [students, queries, classes] on the proxy examples ``asked`` (none: all, with those that
+        ``augment`` makes of them): private until a mechanism has released them."""
         answers = []
         for one in self._lineages:
-            inputs = self._view.inputs(one.model.network.takes)
+            inputs = self._view.inputs(one.model.network.takes, augment)
             some = inputs if asked is None or not len(asked) else inputs[torch.from_numpy(asked.astype(np.int64))]
             answers.append(soften(logits(one.model.network, some), 1.0).numpy())
         return np.stack(answers)

@@ -48,6 +48,7 @@ def start_relay(config: RelayProcess) -> Service:
         environment(home, _INHERITED),
         home / "supernode.log",
         explain=explain,
+        helper="flower-superexec",  # starts the ClientApps; without it a SuperNode stays connected and answers nothing
         claimed=claim(home),
     )
     service.start()

@@ -63,7 +63,9 @@ API = {
     "fedkd.report.budget": ["budget_report"],
     "fedkd.report.render": ["render"],
     "fedkd.report.planning": ["Schedule", "Plan", "plan", "what_if"],
+    "fedkd.continual.metrics": ["acc", "aia", "bwt", "fwt", "forgetting", "learning_accuracy", "summary"],
     "simulations.runner": ["Simulation", "Options"],
+    "simulations.continual.run": ["run"],
     "simulations.audits.suite": ["audit"],
     "simulations.audits.setting": ["Setting", "Sizes"],
     "fedkd.errors": [

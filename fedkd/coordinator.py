@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from fedkd.aggregate import RULES
 from fedkd.aggregate.rule import Central, Rule
+from fedkd.codecs import of_soft_labels, unpack
 from fedkd.config import Federation
 from fedkd.consensus import Consensus
 from fedkd.errors import WireError
 from fedkd.privacy.noise import NoiseSource, fresh_key, simulation_key
 from fedkd.rng import generator
 from fedkd.tensors import Arrays, below
-from fedkd.wire import Agreement, Answers, Offer, Plan, Rows, changed, labels_digest, quantise
+from fedkd.wire import COUNTS, Agreement, Answers, Offer, Plan, Rows, changed, labels_digest, pool, quantise
 
 MAX_VOTES = 100
 """One client's votes a query, at the most."""
@@ -40,6 +41,8 @@ class Distiller(Protocol):
 
     def soft_labels(self, temperature: float) -> NDArray[Any]: ...
 
+    def entropies(self) -> NDArray[Any]: ...
+
     def arrays(self) -> Arrays: ...
 
     def load(self, arrays: Arrays) -> None: ...
@@ -48,7 +51,7 @@ class Distiller(Protocol):
 @dataclass(frozen=True)
 class Terms:
     """What stays the same for a whole run. ``server`` is the name by which clients know the server, ``clients`` how
-    many are expected; ``features`` are the public features [examples, d] of the proxy set."""
+    many are expected; ``features`` are the public features [pool, d] of all examples that may be asked."""
 
     run: str
     proxy: str
@@ -73,7 +76,8 @@ class RunState:
     """What a checkpoint holds: everything that the next round depends on, beside the teacher's weights.
 
     ``labels`` are the soft labels by digest, as carried; ``holds`` says which of them each client has. ``consensus`` is
-    what has come of the proxy examples asked so far. ``heads`` are the clients' newest ledger heads, kept for them.
+    what has come of the proxy examples asked so far, ``asked`` those of the next round if they have been chosen.
+    ``heads`` are the clients' newest ledger heads, kept for them.
     """
 
     round: int = 0
@@ -82,21 +86,34 @@ class RunState:
     labels: dict[str, Rows] = field(default_factory=dict)
     holds: dict[str, str] = field(default_factory=dict)
     consensus: Consensus | None = None
+    asked: NDArray[np.uint32] | None = None
     heads: dict[str, str] = field(default_factory=dict)
 
 
 class Coordinator:
     """Plans rounds and folds their answers; the same answers in any order give the same bytes."""
 
-    def __init__(self, config: Federation, terms: Terms, teacher: Distiller, state: RunState | None = None) -> None:
-        self._config, self.terms, self._teacher = config, terms, teacher
+    def __init__(
+        self,
+        config: Federation,
+        terms: Terms,
+        teacher: Distiller,
+        state: RunState | None = None,
+        anchor: NDArray[Any] | None = None,
+    ) -> None:
+        """``anchor`` are soft labels [examples, classes] that clients learn from in all rounds, instead of the
+        teacher's own, which they are sent after the last one."""
+        self._config, self.terms, self._teacher, self._anchor = config, terms, teacher, anchor
         self._rule: Rule[Any] = RULES[config.aggregation.kind](config.aggregation)
-        self._queries = min(config.aggregation.queries or terms.examples, terms.examples)
+        self._pool = pool(terms.examples, config.augment.spec)
+        self._queries = min(config.aggregation.queries or self._pool, self._pool)
         self._demands: dict[str, Demand] = {}
         self.state = state or RunState()
-        if state is None and teacher.learns_from_labels:
+        if state is None and anchor is not None:
+            self._publish(anchor)
+        elif state is None and teacher.learns_from_labels:
             teacher.distil(None, 0)
-            self._publish()
+            self._publish(teacher.soft_labels(config.temperature))
 
     def offer(self, client: str) -> Offer:
         """The whole run, as this client is asked to agree to it."""
@@ -113,6 +130,7 @@ class Coordinator:
             aggregate=self._aggregate,
             clients=t.clients,
             seen=self.state.heads.get(client, ""),
+            augment=self._config.augment.spec,
         )
 
     @property
@@ -140,7 +158,10 @@ class Coordinator:
         state = self.state
         new = state.labels.get(state.current)
         if new is None:
-            ids, rows = np.zeros(0, np.uint32), quantise(np.zeros((0, self.terms.classes)), self._config.codec)
+            ids, rows = (
+                np.zeros(0, np.uint32),
+                quantise(np.zeros((0, self.terms.classes)), of_soft_labels(self._config.codec)),
+            )
         else:
             ids = changed(None if whole else state.labels.get(state.holds.get(client, "")), new)
             rows = new[ids]
@@ -158,10 +179,12 @@ class Coordinator:
         )
 
     def _asked(self) -> NDArray[np.uint32]:
-        """The next proxy examples in turn, in an order of the seed's; none stands for all."""
-        n, q = self.terms.examples, self._queries
+        """The next proxy examples, in turn in an order of the seed's, or as they have been chosen; none for all."""
+        n, q = self._pool, self._queries
         if q == n:
             return np.zeros(0, np.uint32)
+        if self.state.asked is not None:
+            return self.state.asked
         order = generator(self._config.seed, "queries").permutation(n)
         turn = np.arange(self.state.round * q, (self.state.round + 1) * q) % n
         return np.sort(order[turn]).astype(np.uint32)
@@ -181,12 +204,19 @@ class Coordinator:
         if (answers.run, answers.client, answers.round, answers.plan) != expected:
             raise WireError("answers to another plan, or of another client")
         shards = self._demands[client].shards if client in self._demands else 1
-        self._rule.check(answers.rows.rows, self._queries, self.terms.classes, shards)
+        self._rule.check(self._rows(answers), self._queries, self.terms.classes, shards)
 
     def fold(self, acc: Any, answers: Answers) -> Any:
         """Add one client's answers, which have been checked."""
         self.take_head(answers.client, answers.head)
-        return self._rule.fold(acc, answers.client, answers.rows.rows)
+        return self._rule.fold(acc, answers.client, self._rows(answers))
+
+    def _rows(self, answers: Answers) -> Rows:
+        """Votes and noised integers as they are, probabilities as the codec's. Raises WireError."""
+        carried = answers.rows.rows
+        if carried.ndim == 2 and str(carried.dtype) in COUNTS:
+            return carried
+        return unpack(carried, self._config.codec, self._queries, self.terms.classes)
 
     def take_head(self, client: str, head: str) -> None:
         """Keep the newest; a retry brings the head of its own time, and of two that are equally new the second would
@@ -205,10 +235,19 @@ class Coordinator:
         asked = self._asked()
         features = self.terms.features[asked] if len(asked) else self.terms.features
         consensus = self._rule.finish(acc, self._central(clients), features)
-        self.state.consensus = consensus.into(self.state.consensus, asked, self.terms.examples)
+        self.state.consensus = consensus.into(self.state.consensus, asked, self._pool)
         self.state.round += 1
         self._teacher.distil(self.state.consensus, self.state.round)
-        self._publish()
+        if self._anchor is None or self.state.round >= self._config.rounds:
+            self._publish(self._teacher.soft_labels(self._config.temperature))
+        if self._config.aggregation.choose == "entropy":
+            self.state.asked = self._least_sure()
+
+    def _least_sure(self) -> NDArray[np.uint32]:
+        """What the teacher is least sure of, the first of equals. It has learned from releases alone, and what it asks
+        costs what any question costs."""
+        order = np.argsort(-self._teacher.entropies(), kind="stable")
+        return np.sort(order[: self._queries]).astype(np.uint32)
 
     def _central(self, clients: Collection[str]) -> Central:
         """The noise that the aggregator owes: as much as the most demanding of these clients has contracted.
@@ -223,8 +262,8 @@ class Coordinator:
         key = simulation_key(self._config.seed, "aggregator", run, round) if simulated else fresh_key()
         return Central(variances, NoiseSource(key), sum(demand.shards for demand in demands))
 
-    def _publish(self) -> None:
-        rows = quantise(self._teacher.soft_labels(self._config.temperature), self._config.codec)
+    def _publish(self, soft_labels: NDArray[Any]) -> None:
+        rows = quantise(soft_labels, of_soft_labels(self._config.codec))
         state = self.state
         state.current = labels_digest(rows)
         held = {*state.holds.values(), state.current}
@@ -237,12 +276,20 @@ class Coordinator:
         arrays |= {f"labels.{mark}": rows for mark, rows in state.labels.items()}
         if state.consensus is not None:
             arrays |= {"consensus.rows": state.consensus.rows, "consensus.known": state.consensus.known}
+        if state.asked is not None:
+            arrays["asked"] = state.asked
         plain = {"round": state.round, "finished": state.finished, "current": state.current, "holds": state.holds}
         return arrays, {**plain, "heads": state.heads, "run": self.terms.run}
 
     @classmethod
     def restore(
-        cls, config: Federation, terms: Terms, teacher: Distiller, arrays: Arrays, meta: Mapping[str, Any]
+        cls,
+        config: Federation,
+        terms: Terms,
+        teacher: Distiller,
+        arrays: Arrays,
+        meta: Mapping[str, Any],
+        anchor: NDArray[Any] | None = None,
     ) -> Coordinator:
         """Continue from a checkpoint."""
         teacher.load(below("teacher.", arrays))
@@ -255,6 +302,7 @@ class Coordinator:
             labels=labels,
             holds=dict(meta["holds"]),
             consensus=Consensus(held["rows"], held["known"]) if held else None,
+            asked=arrays.get("asked"),
             heads=dict(meta["heads"]),
         )
-        return cls(config, terms, teacher, state)
+        return cls(config, terms, teacher, state, anchor)

@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 _LOG_LIMIT = 10_000_000
 _WATCH_SECONDS = 0.2
+_GRACE = 10.0
 
 
 def environment(home: Path, inherited: Collection[str] | None = None) -> dict[str, str]:
@@ -150,16 +151,18 @@ class Service:
 
     ``command`` is asked anew at each start, so that a port taken in the meantime can be left. Restarts wait 1, 2, 4,
     ... ``longest_pause`` seconds; a process that has lived that long starts again without delay. ``explain`` makes
-    a reason out of the log's last lines; what it finds is told with the restart. ``claimed``, a file, is closed after
-    the stop.
+    a reason out of the log's last lines; what it finds is told with the restart. ``helper`` is a command that the
+    process starts once and is of no use without: when it has gone, the process is started again. ``claimed``, a file,
+    is closed after the stop.
     """
 
     def __init__(
         self, name: str, command: Callable[[], Sequence[str]], env: Mapping[str, str], log: Path,
         longest_pause: float = 30.0, explain: Callable[[str], str] = lambda tail: "",
-        claimed: IO[str] | None = None,
+        helper: str = "", claimed: IO[str] | None = None,
     ) -> None:  # fmt: skip
         self.name, self.log, self._explain, self._claimed = name, log, explain, claimed
+        self._helper = helper
         self._command, self._env, self._longest_pause = command, dict(env), longest_pause
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep_running, name=name, daemon=True)
@@ -178,7 +181,7 @@ class Service:
         atexit.register(self.stop)
         self._thread.start()
 
-    def stop(self, grace: float = 10.0) -> None:
+    def stop(self, grace: float = _GRACE) -> None:
         """Stop the process and everything it started, killing after ``grace`` seconds what is left. Idempotent."""
         self._stopping.set()
         with self._lock:
@@ -197,11 +200,15 @@ class Service:
     def _keep_running(self) -> None:
         pause = 1.0
         while (process := self._process) is not None:
-            born = time.monotonic()
+            born, had_helper = time.monotonic(), False
             while not has_ended(process):
                 time.sleep(_WATCH_SECONDS)
+                has_helper = bool(self._helper) and has_child(process.pid, self._helper)
+                if had_helper and not has_helper:
+                    break
+                had_helper = has_helper
             with self._lock:
-                stop_group(process, grace=0.0)
+                stop_group(process, grace=_GRACE if had_helper else 0.0)
             if self._stopping.is_set():
                 return
             pause = 1.0 if time.monotonic() - born > self._longest_pause else pause
@@ -214,6 +221,25 @@ class Service:
                 return
             pause = min(2 * pause, self._longest_pause)
             self._launch()
+
+
+def has_child(process: int, command: str) -> bool:
+    """Whether the process has a living child with ``command`` in its command line."""
+    with contextlib.suppress(OSError):
+        return any(command in _command_line(child) for child in _children(process))
+    return False
+
+
+def _children(process: int) -> list[str]:
+    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+
+
+def _command_line(process: str) -> str:
+    """Empty for a process that has ended."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _tail(log: Path, length: int = 4000) -> str:

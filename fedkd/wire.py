@@ -15,18 +15,18 @@ from typing import Any, ClassVar, TypeVar, get_args, get_type_hints, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkd.config import Rule
+from fedkd.codecs import FLOATS as DTYPES
+from fedkd.config import AUGMENT, CODEC, Rule
 from fedkd.errors import DataError, WireError
 from fedkd.tensors import canonical, digest, pack, unpack
 
-SCHEMA = 2
+SCHEMA = 3
 MAX_BYTES = 256 * 2**20
 MAX_ROWS = 10_000_000
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 HASH = re.compile(r"[0-9a-f]{64}")
 HEAD = re.compile(r"([1-9][0-9]{0,11})\.([0-9]{1,12})\.([0-9a-f]{64})\.([0-9a-f]{128})")
 ROW_SUM_TOLERANCE = 0.02  # float16 rounds each of at most a few hundred probabilities by 2^-11, relatively
-DTYPES = {"float16": np.float16, "float32": np.float32}
 COUNTS = ("uint8", "int32")  # votes; probabilities on a grid, with noise
 VECTORS = {"ids": np.uint32, "asked": np.uint32, "variances": np.uint64}
 AGGREGATES = (*get_args(Rule), "confident_votes")
@@ -76,8 +76,9 @@ class Hello:
 class Offer:
     """Server -> client: the whole run, before its first round. There is no privacy setting in it.
 
-    ``queries`` proxy examples are asked each round; ``aggregate`` is what answers are for, hence their form;
-    ``clients`` are expected. ``seen`` is the newest head of its branch of the client's ledger that the server has seen.
+    ``queries`` examples are asked each round, of the proxy set's own and those that ``augment`` makes of them;
+    ``aggregate`` is what answers are for, hence their form; ``clients`` are expected. ``seen`` is the newest head of
+    its branch of the client's ledger that the server has seen.
     """
 
     kind: ClassVar[str] = "offer"
@@ -92,6 +93,7 @@ class Offer:
     aggregate: str
     clients: int
     seen: str
+    augment: str = "none"
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Answers:
-    """Client -> server: released predictions on the proxy examples that were asked, and the ledger's head for this
-    server."""
+    """Client -> server: released predictions on the proxy examples that were asked, a matrix or as bytes of the codec
+    (see ``fedkd.codecs``), and the ledger's head for this server."""
 
     kind: ClassVar[str] = "answers"
     run: str
@@ -227,7 +229,8 @@ def _build(kind: type[Any], header: dict[str, Any], arrays: dict[str, NDArray[An
 def _field(kind: type, name: str, hint: Any, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Any:
     value: Any = header[name] if name in header else arrays[name]
     if hint is Released and isinstance(value, np.ndarray):
-        return Released(_matrix(value, (*DTYPES, *COUNTS)), "")
+        packed = value.ndim == 1 and value.dtype == np.uint8
+        return Released(value if packed else _matrix(value, (*DTYPES, *COUNTS)), "")
     if hint is Code and isinstance(value, str) and value in set(Code):
         return Code(value)
     if name in VECTORS and isinstance(value, np.ndarray) and value.dtype == VECTORS[name] and value.ndim == 1:
@@ -253,14 +256,27 @@ def _within(name: str, value: str | int | bool | float) -> bool:
     return 0 <= value <= MAX_ROWS
 
 
-_CHOICES = {"codec": tuple(DTYPES), "aggregate": AGGREGATES, "noise": ("os", "simulation")}
-_PATTERNS = {"run": NAME, "client": NAME, "server": NAME, "seen": HEAD, "head": HEAD}
+_CHOICES = {"aggregate": AGGREGATES, "noise": ("os", "simulation")}
+_PATTERNS = {
+    "run": NAME,
+    "client": NAME,
+    "server": NAME,
+    "seen": HEAD,
+    "head": HEAD,
+    "codec": re.compile(CODEC),
+    "augment": re.compile(AUGMENT),
+}
 
 
 def _matrix(value: NDArray[Any], types: tuple[str, ...]) -> Rows:
     if value.ndim != 2 or str(value.dtype) not in types or not np.isfinite(value).all():
         raise WireError(f"rows must be a finite matrix of {' or '.join(types)}")
     return value
+
+
+def pool(examples: int, augment: str) -> int:
+    """How many examples may be asked: those of a proxy set, and as many for each copy that ``augment`` makes."""
+    return examples * (1 if augment == "none" else 1 + int(augment.partition(":")[2]))
 
 
 def check_rows(rows: Rows, examples: int, classes: int) -> None:
@@ -293,7 +309,7 @@ def _check_shape(rows: Rows, examples: int, classes: int) -> None:
 
 
 def quantise(rows: NDArray[np.floating[Any]], codec: str) -> Rows:
-    """Rows as the codec carries them."""
+    """Rows as floats of this kind."""
     return np.ascontiguousarray(rows, dtype=DTYPES[codec])
 
 

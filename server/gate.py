@@ -33,6 +33,7 @@ from fedkd.errors import FedkdError
 from fedkd.flower import NODE_KEY_HEADER
 from fedkd.processes import listen
 from fedkd.trust import fingerprint
+from server.allowance import Allowance
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +65,9 @@ class Gate:
     ) -> None:
         self._address, self._upstream = address, upstream
         self._names = {key.strip(): name for name, key in nodes.items()}
+        self._allowances = {name: Allowance() for name in nodes}
         self._met: set[str] = set()
+        self._flooded: set[str] = set()
         self._strangers: set[str] = set()
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -76,6 +79,7 @@ class Gate:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # a relay on this machine would say in its own words where it is
                 limit_concurrency=_CONNECTIONS,
                 timeout_graceful_shutdown=2,
             )
@@ -113,6 +117,15 @@ class Gate:
         name = self._name(request)
         if name is None or not _CALL.fullmatch(call):
             return _refusal(400, "the server does not know this node key")
+        if not self._allowances[name].enter():
+            self._tell_flood(name, _peer(request))
+            return _refusal(503, "too many calls of one relay")  # which a SuperNode repeats a little later
+        try:
+            return await self._received(call, name, request)
+        finally:
+            self._allowances[name].leave()
+
+    async def _received(self, call: str, name: str, request: Request) -> Response:
         try:
             body = await _body(request)
         except (TimeoutError, ClientDisconnect):
@@ -155,6 +168,12 @@ class Gate:
             f"its node key {stranger} is not among the {len(self._names)} registered" if stranger else "it shows no key"
         )
         _log.warning("refused a relay from %s: %s", peer, key)
+
+    def _tell_flood(self, name: str, peer: str) -> None:
+        """One line for each relay, for the same reason."""
+        if name not in self._flooded:
+            self._flooded.add(name)
+            _log.warning("the relay of %s at %s makes too many calls; the surplus is turned away", name, peer)
 
 
 async def _body(request: Request) -> bytes | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fedkd import wire
 from fedkd.config import Federation, ServerConfig, load
@@ -54,6 +55,7 @@ class Setting:
     heads: Callable[[], Mapping[str, str]] = dict  # of the clients' ledgers, as earlier runs have seen them
     keep_heads: Callable[[Mapping[str, str]], None] = lambda heads: None
     code: Path = field(default_factory=Path.cwd)  # where a user's own teacher is looked for
+    anchor: NDArray[Any] | None = None  # soft labels [proxies, classes] of an earlier run, frozen for this one
     registered: Mapping[int, str] = field(default_factory=dict)  # node -> the client whose key the relay has shown
 
 
@@ -63,9 +65,9 @@ class Loop:
     def __init__(self, grid: Grid, setting: Setting, view: ProxyView, run: RunDirectory, test: Examples | None) -> None:
         self._grid, self._setting, self._run = grid, setting, run
         proxy, config = view.proxy, setting.config
-        features = view.inputs("features").numpy()
+        features = view.inputs("features", config.augment.spec).numpy()
         terms = Terms(run.run_id, proxy.hash, len(proxy), proxy.classes, setting.name, setting.clients, features)
-        self._teacher = Teacher(config.teacher, view, config.seed, setting.code)
+        self._teacher = Teacher(config.teacher, view, config.seed, setting.code, config.augment.spec)
         self._test = None if test is None else Labelled(self.teacher.inputs(test.x), torch.from_numpy(test.y))
         self._rows: list[dict[str, Any]] = []
         self._traffic = {"up": 0, "down": 0}
@@ -74,10 +76,10 @@ class Loop:
         self._quarantine = Quarantine()
         saved = run.load()
         if saved is None:
-            self._coordinator = Coordinator(config, terms, self._teacher)
+            self._coordinator = Coordinator(config, terms, self._teacher, anchor=setting.anchor)
         else:
             arrays, meta = saved
-            self._coordinator = Coordinator.restore(config, terms, self._teacher, arrays, meta)
+            self._coordinator = Coordinator.restore(config, terms, self._teacher, arrays, meta, setting.anchor)
             self._rows, self._traffic = list(meta["rows"]), dict(meta["traffic"])
             self._quarantine = Quarantine(meta["strikes"])
         for client, head in setting.heads().items():
@@ -135,8 +137,10 @@ class Loop:
                 time.sleep(min(2.0 ** (attempt - 1), _LONGEST_PAUSE))
         for client in tally.answered:
             self._coordinator.holds(client)
+        asked = time.monotonic()
         self._coordinator.finish(acc, tally.answered)
-        self._record(tally, time.monotonic() - began)
+        over = time.monotonic()
+        self._record(tally, over - began, over - asked)
 
     def _goes_on(self, tally: Tally, attempt: int, seconds: float) -> bool:
         """Whether to ask again those who have not answered."""
@@ -285,7 +289,7 @@ class Loop:
         self._count(tally)
         self._checkpoint()
 
-    def _record(self, tally: Tally, seconds: float) -> None:
+    def _record(self, tally: Tally, seconds: float, distilling: float) -> None:
         unanswered = tally.unanswered()
         for client, reason in unanswered.items():
             self._setting.tell(f"round {self._coordinator.state.round}: {client}: {reason}")
@@ -300,6 +304,7 @@ class Loop:
             bytes_up=tally.up,
             bytes_down=tally.down,
             seconds=round(seconds, 3),
+            distilling=round(distilling, 3),
             more={},
         )
         row = replace(row, more=self._setting.more(row.round))
@@ -369,7 +374,7 @@ def serve(grid: Grid, config_path: str) -> None:
         config.clients,
         config.round_timeout,
         config.join_timeout,
-        patience=config.round_timeout,
+        patience=2 * config.round_timeout,
         on_row=_print_row,
         name=config.name,
         heads=heads.load,

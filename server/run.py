@@ -23,7 +23,8 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One round. Bytes are payload bytes of all clients together; ``more`` is what a harness adds."""
+    """One round. Bytes are payload bytes of all clients together; ``distilling`` is the part of ``seconds`` for which
+    the server aggregated and trained the teacher; ``more`` is what a harness adds."""
 
     round: int
     teacher_accuracy: float | None
@@ -33,6 +34,7 @@ class Row:
     bytes_up: int
     bytes_down: int
     seconds: float
+    distilling: float
     more: Mapping[str, Any]
 
     def record(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection
@@ -115,16 +115,23 @@ class Engine:
         self._threads = workers
         self._names = [f"{id(self)}-{name}" for name in self.clients]
 
-    def map(self, method: str, argument: Callable[[str], Any] = lambda client: None) -> dict[str, Any]:
-        """Call every client's host, the workers in parallel. Raises the first client's error."""
+    def map(
+        self,
+        method: str,
+        argument: Callable[[str], Any] = lambda client: None,
+        clients: Collection[str] | None = None,
+    ) -> dict[str, Any]:
+        """Call the host of these clients (none: all), the workers in parallel. Raises the first client's error."""
+        some = [client for client in self.clients if clients is None or client in clients]
         with ThreadPoolExecutor(self._threads) as pool:
-            calls = {c: pool.submit(self._hosts.call, c, method, argument(c)) for c in self.clients}
+            calls = {c: pool.submit(self._hosts.call, c, method, argument(c)) for c in some}
             return {client: call.result() for client, call in calls.items()}
 
     @contextlib.contextmanager
-    def grid(self) -> Iterator[LocalGrid]:
-        """A Grid whose nodes are the clients: messages go through the relay to the agents."""
-        nodes = {index + 1: {"agent": f"local:{name}"} for index, name in enumerate(self._names)}
+    def grid(self, clients: Collection[str] | None = None) -> Iterator[LocalGrid]:
+        """A Grid whose nodes are these clients (none: all): messages go through the relay to the agents."""
+        there = [n for n, c in zip(self._names, self.clients, strict=True) if clients is None or c in clients]
+        nodes = {index + 1: {"agent": f"local:{name}"} for index, name in enumerate(there)}
         try:
             for name, client in zip(self._names, self.clients, strict=True):
                 channel.register_local(name, partial(self._hosts.call, client))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,29 @@ import torch
 from client.agent import Agent
 from client.learner import Learner
 from fedkd.config import Data
+from fedkd.continual.exam import examine
 from fedkd.data import sources
 from fedkd.data.sources import Examples
 from fedkd.distill.model import Model
 from fedkd.distill.trainer import Labelled, accuracy
 from fedkd.errors import FedkdError
+from fedkd.privacy.calibration import USEFUL
 from fedkd.privacy.contract import Contract
+from fedkd.privacy.limits import Limits
 from fedkd.privacy.noise import NoiseSource, simulation_key
+from fedkd.privacy.units import seen_by
 from simulations.poison import HONEST, Liars
 from simulations.silos import Job, Silo
+
+
+@dataclass(frozen=True)
+class Paper:
+    """An exam: files of the test examples as the experiences show them, the experiences' classes, whether they are
+    told."""
+
+    looks: Sequence[Path]
+    lists: Sequence[Sequence[int]]
+    told: bool
 
 
 class Host:
@@ -33,6 +48,7 @@ class Host:
         self._agents: dict[str, Agent] = {}
         self._inputs: dict[str, Labelled] = {}
         self._silos: dict[str, Silo] = {}
+        self._looks: dict[str, list[Labelled]] = {}
         self._own: dict[str, Callable[[Agent, Any], Any]] = {
             "open": lambda agent, _: None,
             "accuracy": lambda agent, _: self._accuracy(agent.learner.model),
@@ -41,16 +57,20 @@ class Host:
             "forget": lambda agent, _: self._silos.pop(agent.name, None) and None,
             "export": lambda agent, path: agent.learner.model.save(Path(path)),
             "ledger": lambda agent, _: agent.ledger.export(),
+            "exam": lambda agent, paper: self._exam(agent.learner.model, paper),
+            "can_answer": lambda agent, _: _can_answer(agent),
         }
 
     def call(self, client: str, method: str, argument: Any) -> Any:
         """A method of the wire, or one of the harness."""
+        if method == "reopen":
+            return self._reopen(client)
         agent = self._agent(client)
         own = self._own.get(method)
         if own:
             return own(agent, argument)
         reply = agent.handle(method, argument)
-        return self._liars.spoil(client, reply) if method == "answer" else reply
+        return self._liars.spoil(client, reply, agent.ledger.contract) if method == "answer" else reply
 
     def close(self) -> None:
         """Close the agents."""
@@ -70,6 +90,20 @@ class Host:
             self._silos[agent.name] = Silo(agent.learner, agent.name, job.student)
         return self._silos[agent.name]
 
+    def _reopen(self, client: str) -> None:
+        """Read the client's configuration again: it has come to another part of its data."""
+        before = self._agents.pop(client, None)
+        if before is not None:
+            before.close()
+        self._agent(client)
+
+    def _exam(self, model: Model, paper: Paper) -> dict[str, Any]:
+        takes = model.network.takes
+        if takes not in self._looks:
+            looks = [load_npz(path) for path in paper.looks]
+            self._looks[takes] = [Labelled(model.inputs(look.x), torch.from_numpy(look.y)) for look in looks]
+        return examine(model.network, self._looks[takes], paper.lists, told=paper.told).record()
+
     def _accuracy(self, model: Model) -> float:
         takes = model.network.takes
         if takes not in self._inputs:
@@ -78,7 +112,7 @@ class Host:
         return accuracy(model.network, self._inputs[takes])
 
     def _examples(self) -> Examples:
-        return sources.load(Data(source="npz", path=str(self._test.resolve())), self._test.parent)[0]
+        return load_npz(self._test)
 
     def _local(self, agent: Agent, seed: int) -> float | None:
         """A second student that learns from the client's own data alone, under the same contract."""
@@ -89,6 +123,24 @@ class Host:
             return self._accuracy(_trained_alone(agent.learner.alone(), contract, seed, agent.name))
         except Exception:
             return None  # a client whose training fails has told so when it mattered
+
+
+def load_npz(path: Path) -> Examples:
+    """Examples that ``write_examples`` has written. Raises DataError."""
+    return sources.load(Data(source="npz", path=path.name), path.parent)[0]
+
+
+def _can_answer(agent: Agent) -> bool:
+    """Whether its policy has enough left for the block that it is in."""
+    policy, block, past = agent.policy, agent.config.block, agent.ledger.past()
+    if policy.mechanism == "none":
+        return True
+    limits = Limits("example", policy.limit(block), policy.delta, None, policy.lifetime_epsilon)
+    accountant = past.accountant((), policy.delta, another=False)
+    return all(
+        accountant.spent(seen_by(unit, some), policy.delta).epsilon <= (1 - USEFUL) * limit
+        for unit, limit, some in limits.columns(past.events, block)
+    )
 
 
 def _trained_alone(learner: Learner, contract: Contract, seed: int, client: str) -> Model:

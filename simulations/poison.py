@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkd import wire
+from fedkd import codecs, wire
 from fedkd.config import Scenario
+from fedkd.privacy.contract import Contract
 from fedkd.rng import generator
 from fedkd.wire import Answers, Learned, Refusal, Released, Rows
 from simulations.split import client_names
@@ -37,16 +38,18 @@ class Liars:
         chosen = generator(scenario.seed, "poison").permutation(len(names))[:count]
         return cls(scenario.poison.kind, frozenset(names[i] for i in chosen), scenario.seed)
 
-    def spoil(self, client: str, reply: bytes) -> bytes:
-        """What the client sends instead of its reply to a plan. The same reply gives the same lie."""
+    def spoil(self, client: str, reply: bytes, contract: Callable[[str], Contract | None]) -> bytes:
+        """What the client sends instead of its reply to a plan; ``contract`` finds that of a run. The same reply gives
+        the same lie."""
         if client not in self.clients:
             return reply
         message = wire.decode(reply, Answers, Learned, Refusal)
-        if not isinstance(message, Answers):
+        agreed = isinstance(message, Answers) and contract(message.run)
+        if not isinstance(message, Answers) or not agreed:
             return reply
-        honest = message.rows
         random = generator(self.seed, "poison", client, message.round)
-        return wire.encode(replace(message, rows=Released(LIES[self.kind](honest.rows, random), honest.event)))
+        lies = Released(_lie(self.kind, message.rows.rows, agreed, random), message.rows.event)
+        return wire.encode(replace(message, rows=lies))
 
 
 HONEST = Liars("", frozenset(), 0)
@@ -72,6 +75,14 @@ LIES: dict[str, Callable[[Rows, np.random.Generator], Rows]] = {
     "random": at_random,
     "colluding": colluding,
 }
+
+
+def _lie(kind: str, carried: Rows, agreed: Contract, random: np.random.Generator) -> Rows:
+    """In the form in which the truth would have travelled."""
+    if carried.ndim == 2:
+        return LIES[kind](carried, random)
+    rows = codecs.unpack(carried, agreed.codec, agreed.queries, agreed.classes)
+    return codecs.pack(LIES[kind](rows, random), agreed.codec)
 
 
 def _all_on(classes: NDArray[Any], rows: Rows) -> Rows:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from fedkd import __version__, config
-from fedkd.config import Architecture, ClientConfig, Data, Policy, Scenario, ServerConfig
+from fedkd.config import Architecture, ClientConfig, Continual, Data, Policy, Scenario, ServerConfig, Training
+from fedkd.continual.stream import block_name
 from fedkd.data import proxy, sources
 from fedkd.data.sources import Examples, as_float
 from fedkd.distill import features
@@ -51,9 +52,9 @@ def prepare(scenario: Scenario, out: Path, base: Path, noise: Literal["os", "sim
     parts = deal(scenario, split.private)
     public = _pack(scenario, split, base)
     public.save(out / "proxy.safetensors")
-    _write_examples(out / "tune.npz", split.tune)
-    _write_examples(out / "test.npz", split.test)
-    nominal = scenario.privacy.nominal_examples or max(1, len(split.private) // scenario.clients)
+    write_examples(out / "tune.npz", split.tune)
+    write_examples(out / "test.npz", split.test)
+    nominal = scenario.privacy.nominal_examples or max(1, len(split.private) // _shares(scenario))
     for index, (name, part) in enumerate(zip(client_names(scenario), parts, strict=True)):
         _write_client(scenario, out, base, index, name, split.private.take(part), public.hash, nominal, noise)
     _write_server(scenario, out, base)
@@ -61,6 +62,22 @@ def prepare(scenario: Scenario, out: Path, base: Path, noise: Literal["os", "sim
     write_json(out / "versions.json", _versions(scenario))
     write_atomic(out / "base", str(base.resolve()).encode())
     write_atomic(out / DONE, public.hash.encode())
+
+
+def _shares(scenario: Scenario) -> int:
+    """Into how many parts the private pool is dealt."""
+    return scenario.clients * (scenario.stream.experiences if isinstance(scenario, Continual) else 1)
+
+
+def _limits(scenario: Scenario) -> dict[str, Any]:
+    """The policy's limits of single blocks."""
+    if not isinstance(scenario, Continual):
+        return {}
+    privacy = scenario.privacy
+    return {
+        "block_epsilons": {block_name(number): limit for number, limit in enumerate(privacy.epsilons)},
+        "lifetime_epsilon": privacy.lifetime_epsilon,
+    }
 
 
 def private_examples(out: Path, scenario: Scenario) -> Examples:
@@ -120,6 +137,7 @@ def _write_client(
             name: getattr(privacy, name)
             for name in (*config.Protection.model_fields, "epsilon", "steps", "sample_rate")
         },
+        **_limits(scenario),
         nominal_examples=nominal,
         proxies=(proxy_hash,),
         max_rounds=scenario.rounds,
@@ -132,12 +150,19 @@ def _write_client(
         proxy="../../proxy.safetensors",
         student=student,
         code=_code(scenario, student, base),
-        training=scenario.training,
+        training=_training(scenario),
         seed=scenario.seed,
     )
     write_atomic(folder / "policy.yaml", config.dump(policy).encode())
     write_atomic(folder / "client.yaml", config.dump(client).encode())
-    _write_examples(folder / "data.npz", part)
+    write_examples(folder / "data.npz", part)
+
+
+def _training(scenario: Scenario) -> Training:
+    """Of a continual scenario the soft labels are the anchor."""
+    if not isinstance(scenario, Continual):
+        return scenario.training
+    return scenario.training.model_copy(update={"terms": {"kl": scenario.keeping.strength}})
 
 
 def _code(scenario: Scenario, network: Architecture, base: Path) -> str:
@@ -161,7 +186,8 @@ def _write_server(scenario: Scenario, out: Path, base: Path) -> None:
     RunDirectory(out / "server", config_hash(scenario)[:16])
 
 
-def _write_examples(path: Path, examples: Examples) -> None:
+def write_examples(path: Path, examples: Examples) -> None:
+    """As a source ``npz`` reads them."""
     buffer = io.BytesIO()
     np.savez(buffer, x=examples.x, y=examples.y, classes=np.int64(examples.classes))
     write_atomic(path, buffer.getvalue())

@@ -59,7 +59,7 @@ class Simulation:
         """Raises FedkdError when the directory holds another run, or one that has not been asked to continue."""
         self._scenario, self._options, self._out = scenario, options, options.out
         self._began = time.monotonic()
-        _check_directory(scenario, options)
+        check_directory(scenario, options)
         torch.set_num_threads(1)
 
     def run(self) -> dict[str, Any] | None:
@@ -144,7 +144,7 @@ class Simulation:
         if compared is None:
             return None
         summary = self._summary(engine, loop, exports, compared)
-        self._write_report(exports)
+        write_report(self._out, self._scenario, exports)
         plots.draw(loop.rows, summary, self._out / "plots")
         write_json(self._out / "summary.json", summary)
         return summary
@@ -199,16 +199,18 @@ class Simulation:
             "noise": "simulation: reproducible, gives no guarantee",
         }
 
-    def _write_report(self, exports: Mapping[str, Any]) -> None:
-        report = budget_report(
-            exports,
-            provenance=collect.provenance([self._out]),
-            config_hash=config_hash(self._scenario),
-            public_weights=collect.public_weights([self._out]),
-        )
-        forms: dict[str, Form] = {"report.txt": "text", "report.json": "json", "report.html": "html"}
-        for name, form in forms.items():
-            write_atomic(self._out / name, render(report, form).encode())
+
+def write_report(out: Path, scenario: Scenario, exports: Mapping[str, Any]) -> None:
+    """The budget report of a run directory, in all its forms."""
+    report = budget_report(
+        exports,
+        provenance=collect.provenance([out]),
+        config_hash=config_hash(scenario),
+        public_weights=collect.public_weights([out]),
+    )
+    forms: dict[str, Form] = {"report.txt": "text", "report.json": "json", "report.html": "html"}
+    for name, form in forms.items():
+        write_atomic(out / name, render(report, form).encode())
 
 
 def _unit(export: Mapping[str, Any]) -> Unit:
@@ -217,13 +219,14 @@ def _unit(export: Mapping[str, Any]) -> Unit:
     return "client" if contracts and contracts[-1]["limits"]["unit"] == "client" else "example"
 
 
-def _check_directory(scenario: Scenario, options: Options) -> None:
+def check_directory(scenario: Scenario, options: Options) -> None:
+    """Raises ConfigError when it holds another run, or one that has not been asked to continue."""
     out = options.out
     written = out / "config.yaml"
     if not options.resume and out.exists() and any(out.iterdir()):
         raise ConfigError("the run directory is not empty", where=str(out), fix="add --resume, or choose another --out")
     if options.resume and (out / DONE).exists():
-        before = config.load(Scenario, written)
+        before = config.load(type(scenario), written)
         if config_hash(before) != config_hash(scenario):
             raise ConfigError(
                 "the run directory holds a run of another configuration",

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.config import Data, Scenario
+from fedkd.config import Continual, Data, Scenario
+from fedkd.continual import stream
 from fedkd.data import encoding, partition, sources
 from fedkd.data.sources import Examples
 
@@ -33,7 +34,10 @@ def cut(scenario: Scenario, base: Path) -> Split:
     if fitted != data:
         # read again, not scaled here: a client that reads its own file has to come to the same bytes
         train, test = _load(scenario, fitted, base)
-    return Split(fitted, train.take(parts.proxy), train.take(parts.tune), test, train.take(parts.private))
+    proxies = train.take(parts.proxy)
+    if isinstance(scenario, Continual):
+        proxies = stream.public(scenario.stream, proxies, seed)
+    return Split(fitted, proxies, train.take(parts.tune), test, train.take(parts.private))
 
 
 def deal(scenario: Scenario, private: Examples) -> list[partition.Indices]:

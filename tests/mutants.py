@@ -35,6 +35,7 @@ SLOW_IMPORTS = (
     "pydantic",
 )
 ENCODING, TABLES, IMAGES = (f"tests/data/test_{name}.py" for name in ("encoding", "tables", "images"))
+STREAM, METHODS, EXAM = (f"tests/continual/test_{name}.py" for name in ("stream", "methods", "exam"))
 CHECKPOINT, BACKBONE = (f"tests/distill/test_{name}.py" for name in ("checkpoint", "backbone"))
 SGD, LEDGER, RELEASE, CHAINED, COSTED, POLICY, WRITERS = (
     f"tests/guards/test_{name}.py"
@@ -65,7 +66,8 @@ def _m(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 
 
 DP_SGD, NOISE, TRAINER = "fedkd/privacy/dp_sgd.py", "fedkd/privacy/noise.py", "fedkd/distill/trainer.py"
-RULE = "tests/contract/test_rules.py"
+RULE, CODEC = "tests/contract/test_rules.py", "tests/property/test_codecs.py"
+AUGMENTED = "tests/data/test_augment.py"
 DISCRETE, INTEGERS, SUM, VOTES = (*PURE, "tests/golden/test_pate.py")
 BASELINES, SILOS, COMPARED = "simulations/baselines.py", "simulations/silos.py", "tests/journeys/test_baselines.py"
 SWEPT = "tests/journeys/test_sweep.py"
@@ -186,7 +188,7 @@ MUTANTS = (
     _m("a lost round charged as the first mechanism", COSTS, "for mechanism in mechanisms]", "for mechanism in mechanisms[:1]]", COSTED, LOST_ROUND),
     _m("a lost round charged at any noise", COSTS, "cost.events(cost.loud(policy.min_noise))", "cost.events(9.0)", COSTED, LOST_ROUND),
     _m("noise of the most demanding client forgotten", "fedkd/coordinator.py", "tuple(max(column) for column", "tuple(min(column) for column", "tests/unit/test_coordinator.py", "test_a_round_has_the_noise_of_its_most_demanding_client"),
-    _m("agreements to fewer noises than the rule adds", "fedkd/coordinator.py", "if needed and len(variances) != needed:", "if False:", "tests/unit/test_coordinator.py", "test_an_agreement_must_ask_for_the_noises_that_the_rule_adds"),
+    _m("agreements to fewer noises than the rule adds", "fedkd/coordinator.py", "if len(variances) != needed and self._aggregate != \"mean\":", "if False:", "tests/unit/test_coordinator.py", "test_an_agreement_must_ask_for_the_noises_that_the_rule_adds"),
     # -- the policy
     _m("more answers than the policy allows", CONTRACT, "most = offer.examples if policy.max_answers is None else min(policy.max_answers, offer.examples)", "most = offer.examples", POLICY, OFFERS),
     _m("more answers than there are examples", CONTRACT, "if not 1 <= offer.queries <= most:", "if not 1 <= offer.queries:", POLICY, OFFERS),
@@ -325,7 +327,7 @@ MUTANTS = (
     _m("extra fields accepted", WIRE, "if {*header, *arrays} != set(names) or len(header) + len(arrays) != len(names):", "if not {*header, *arrays} >= set(names):", RELEASE, "test_a_message_with_one_field_more_is_refused"),
     _m("rows of NaN accepted", WIRE, "or not np.isfinite(value).all():\n        raise WireError(f\"rows must be", "or False:\n        raise WireError(f\"rows must be", RELEASE, "test_a_reply_that_is_not_finite_is_a_wire_error"),
     _m("soft labels need not be probabilities", AGENT, "        wire.check_rows(labels, *size)", "        pass", RELEASE, "test_soft_labels_must_be_probabilities"),
-    _m("stricter policy ignored", "fedkd/privacy/contract.py", " or not allows(policy, contract):", ":", RELEASE, "test_a_stricter_policy_holds_at_once_also_under_an_old_contract"),
+    _m("stricter policy ignored", "fedkd/privacy/contract.py", " or not allows(policy, contract, block):", ":", RELEASE, "test_a_stricter_policy_holds_at_once_also_under_an_old_contract"),
     _m("records of the proxy set kept", "client/learner.py", "own = examples.take(np.flatnonzero(~public))", "own = examples", RELEASE, DROPPED),
     _m("all data dropped for one record of the proxy set", "client/learner.py", "np.flatnonzero(~public)", "np.flatnonzero(~public & ~public.any())", RELEASE, DROPPED),
     _m("exception out of the agent", AGENT, "        except (Exception, SystemExit):  # user", "        except ValueError:  # user", RELEASE, "test_each_request_is_refused_with_its_own_word", "test_noise_on_the_line_is_refused"),
@@ -372,6 +374,16 @@ MUTANTS = (
     _m("noised answers for any rule", "fedkd/config.py", '    "gaussian": ("mean",),', '    "gaussian": _OF_PROBABILITIES,', POLICY, "test_answers_with_noise_are_given_for_a_mean_alone"),
     _m("a client counted twice in a median", "fedkd/aggregate/robust.py", "        if client in acc.rows:\n", "        if False:\n", "tests/property/test_rules.py", "test_a_client_counts_once"),
     _m("nothing trimmed", "fedkd/aggregate/robust.py", "ordered[:, cut : clients - cut].mean", "ordered[:, :].mean", "tests/property/test_rules.py", "test_two_of_five_liars_do_not_change_what_three_say_alike"),
+    _m("a codec that was not agreed", "fedkd/codecs.py", " or carried.dtype != FLOATS[name]:", ":", "tests/unit/test_coordinator.py", "test_answers_travel_in_the_codec_that_was_agreed"),
+    _m("classes that are not there", "fedkd/codecs.py", "(which >= classes).any() or ", "", CODEC, "test_rows_that_name_no_class_or_no_largest_entry_are_refused"),
+    _m("a class named twice", "fedkd/codecs.py", "(np.diff(which, axis=1) <= 0).any() or ", "", CODEC, "test_rows_that_name_no_class_or_no_largest_entry_are_refused"),
+    _m("more than the whole", "fedkd/codecs.py", " or (total > LEVELS + kept / 2).any():", ":", CODEC, "test_rows_that_name_no_class_or_no_largest_entry_are_refused"),
+    _m("compressed bytes without a limit", "fedkd/codecs.py", "stream.decompress(data, size + 1)", "stream.decompress(data)", CODEC, "test_a_few_bytes_that_stand_for_many_are_not_blown_up"),
+    _m("further examples by the seed of each party", "fedkd/data/augment.py", "int(proxy.hash, 16)", "id(proxy)", AUGMENTED, "test_server_and_clients_make_the_same_examples_of_the_same_file"),
+    _m("further examples not counted", CONTRACT, "    there = pool(offer.examples, offer.augment)", "    there = 10**9", POLICY, "test_more_than_there_is_cannot_be_asked"),
+    _m("a plan beyond the examples that there are", CONTRACT, "int(plan.asked[-1]) < contract.pool", "True", POLICY, "test_no_more_is_answered_than_the_policy_allows_however_it_is_made"),
+    _m("examples that cannot be made", AGENT, "        if not fits(self._proxy, offer.augment):", "        if False:", POLICY, "test_what_cannot_be_made_of_the_proxy_set_is_refused_before_it_costs"),
+    _m("more answers where every one costs", "fedkd/config.py", 'if self.augment.kind != "none" and', "if False and", AUGMENTED, "test_where_every_answer_costs_more_of_them_are_refused"),
     # -- what turns cells into inputs
     _m("scales fitted on private rows", "simulations/split.py", "encoding.fitted(data, train.x[parts.proxy])", "encoding.fitted(data, train.x)", ENCODING, "test_no_private_row_changes_the_proxy_set_or_its_encoding"),
     _m("rows of a client not scaled by the proxy set", "client/learner.py", "sources.load(data, base)", "sources.load(self._config.data, base)", ENCODING, "test_a_deployed_client_encodes_by_the_proxy_set"),
@@ -383,13 +395,23 @@ MUTANTS = (
     _m("labels that grow with the folders", "fedkd/data/images.py", "sorted(present - set(data.labels))", "()", IMAGES, "test_what_does_not_belong_is_named"),
     # -- comparisons
     _m("chosen by the test part", "simulations/sweep.py", 'measured["tune_accuracy"]', 'measured["accuracy"]', SWEPT, "test_tuning_looks_at_the_public_split_alone"),
-    _m("two units in one column", "fedkd/report/comparison_table.py", 'if row.unit in (unit, "none") else "–"', 'if True else "–"', SWEPT, "test_two_units_are_never_in_one_column"),
+    _m("two units in one column of a comparison", "fedkd/report/comparison_table.py", 'if row.unit in (unit, "none") else "–"', 'if True else "–"', SWEPT, "test_two_units_are_never_in_one_column"),
     _m("one result counted twice", "fedkd/report/comparisons.py", 'if one.config["seed"] == other.config["seed"]:', "if False:", SWEPT, "test_one_result_is_not_counted_twice"),
     _m("another run taken for a cell", "simulations/sweep.py", "return config_hash(config.load(Scenario, self.folder / \"config.yaml\")) == config_hash(self.scenario)", "return True", SWEPT, "test_a_run_that_has_another_configuration_is_not_taken_for_a_cell"),
     _m("a comparison's noise for one of its rounds", BASELINES, "plan.name, \"simulation\", view.proxy.hash, n, classes, n, plan.rounds, ", "plan.name, \"simulation\", view.proxy.hash, n, classes, n, 1, ", COMPARED, "test_a_contract_of_silos_has_the_noise_of_all_their_rounds"),
     _m("silos of DP-SGD weighed by their counts", BASELINES, "by_size=plan.name not in PRIVATE", "by_size=True", COMPARED, "test_dp_silos_are_never_weighed_by_their_private_counts"),
     _m("silos of DP-SGD without a look at the network", BASELINES, "                check_private(self._fresh(self._plans[name]).network)\n", "                pass\n", COMPARED, "test_a_network_that_dp_sgd_cannot_train_is_refused_before_the_first_round"),
     _m("the first weights of FedProx forgotten", SILOS, "(p - start).square()", "p.square()", COMPARED, "test_the_proximal_terms_gradient_is_mu_times_the_way_from_the_start"),
+    # -- streams, and what keeps them
+    _m("experiences by a count", "fedkd/continual/stream.py", "    marks = fingerprints(examples.x)\n", "    return np.arange(len(examples)) % blocks\n    marks = fingerprints(examples.x)\n", STREAM, "test_leaving_one_example_out_moves_no_other_one"),
+    _m("lists of classes grown from labels", "fedkd/continual/stream.py", "in enumerate(class_lists(stream, train.classes, seed, client))\n    ]", "in enumerate(class_lists(stream, int(train.y.max(initial=0)) + 1, seed, client))\n    ]", STREAM, "test_the_lists_of_classes_are_fixed_whatever_labels_are_there"),
+    _m("anchor with mass on new classes", "fedkd/continual/anchor.py", "said.masked_fill(~known, -torch.inf)", "said", METHODS, "test_the_anchor_keeps_old_answers_on_proxies_without_mass_on_new_classes"),
+    _m("anchor that moves", "fedkd/continual/methods.py", "        loss = super().loss(network, some)\n        if self._distillation is None:\n", "        loss = super().loss(network, some)\n        if self._now.before:\n            self.begin(network, self._now)\n        if self._distillation is None:\n", METHODS, "test_the_anchor_stays_frozen_while_the_network_learns"),
+    _m("buffer without a bound", "fedkd/continual/replay.py", ".argsort(stable=True)[: self._capacity]", ".argsort(stable=True)", METHODS, "test_a_buffer_is_bounded_and_holds_what_has_come"),
+    _m("limit of another block", "fedkd/config.py", "        return self.block_epsilons.get(block, self.epsilon)\n", "        return self.epsilon\n", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
+    _m("lowest limit forgotten", "fedkd/config.py", "            return min([self.epsilon, *self.block_epsilons.values()])\n", "            return self.epsilon\n", POLICY, "test_what_touches_all_blocks_keeps_the_lowest_limit"),
+    _m("block changed under its contract", "client/agent.py", "check_plan(self.policy, contract, plan, self.config.block)", "check_plan(self.policy, contract, plan, contract.events[0].blocks[0] if contract else \"all\")", POLICY, "test_a_contract_of_one_block_does_not_pay_for_a_block_with_a_lower_limit"),
+    _m("limits of blocks that nothing is added to", BOOK, "*more], accountant, touched)", "*more], accountant)", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
 )
 # fmt: on
 

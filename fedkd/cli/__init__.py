@@ -40,6 +40,7 @@ def main() -> None:
         audit,
         budget,
         compare,
+        continual,
         data,
         device,
         distil,
@@ -54,7 +55,7 @@ def main() -> None:
         wire,
     )
 
-    first = (simulate, sweep, compare, processes, security, doctor)
+    first = (simulate, continual, sweep, compare, processes, security, doctor)
     for module in (*first, proxy, data, distil, device, audit, inspect, ledger, wire, budget):
         module.register(app)
     try:

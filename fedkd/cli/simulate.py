@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from server.run import Row
 
+S = TypeVar("S", bound=Scenario)
 SET = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of the scenario")]
 TRACK = Annotated[
     Literal["tensorboard"] | None, typer.Option(help="write scalars by round into a folder of that name in the run's")
@@ -54,8 +55,8 @@ def simulate(
     from simulations.runner import Options, Simulation
 
     settings = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
-    chosen, base = _scenario(scenario, settings, out if resume else None)
-    folder = _folder(out, chosen, resume)
+    chosen, base = read_scenario(Scenario, scenario, settings, out if resume else None)
+    folder = chosen_folder(out, chosen, resume)
     stream = sys.stderr if as_json else sys.stdout
     with stopping() as stop:
         options = Options(
@@ -86,7 +87,7 @@ def prepare(
     """Write what simulate would start from: proxy set, server.yaml, and one folder a client, ready for processes."""
     from simulations.prepare import prepare as write
 
-    chosen, base = _scenario(scenario, overrides or [], None)
+    chosen, base = read_scenario(Scenario, scenario, overrides or [], None)
     if out.exists() and any(out.iterdir()):
         raise ConfigError("the folder is not empty", where=str(out), fix="choose another --out")
     if chosen.poison is not None:
@@ -106,16 +107,17 @@ def init(folder: Annotated[Path, typer.Argument(help="folder to write; new or em
     print(f"now: cd {folder} && fedkd simulate scenario.yaml")
 
 
-def _scenario(path: Path | None, overrides: list[str], resumed: Path | None) -> tuple[Scenario, Path]:
-    """The scenario and the folder that its relative paths start from."""
+def read_scenario(kind: type[S], path: Path | None, overrides: list[str], resumed: Path | None) -> tuple[S, Path]:
+    """The scenario and the folder that its relative paths start from. Raises ConfigError."""
     if resumed is not None and path is None and not overrides and (resumed / "config.yaml").exists():
-        chosen = config.load(Scenario, resumed / "config.yaml")
+        chosen = config.load(kind, resumed / "config.yaml")
         marker = resumed / "base"
         return chosen, Path(marker.read_text()) if marker.exists() else Path.cwd()
-    return config.load(Scenario, path, overrides), (path.resolve().parent if path else Path.cwd())
+    return config.load(kind, path, overrides), (path.resolve().parent if path else Path.cwd())
 
 
-def _folder(out: Path | None, chosen: Scenario, resume: bool) -> Path:
+def chosen_folder(out: Path | None, chosen: Scenario, resume: bool) -> Path:
+    """The run directory. Raises ConfigError for a run that is to be resumed and is not named."""
     if out is not None:
         return out
     if resume:

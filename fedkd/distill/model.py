@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fedkd.config import Architecture
+from fedkd.data.augment import further
 from fedkd.data.proxy import ProxySet
 from fedkd.data.sources import as_float
 from fedkd.distill import checkpoint, students
@@ -33,18 +34,23 @@ class ProxyView:
         """``code`` is the folder in which a backbone is looked for."""
         self.proxy = proxy
         self.features = restore(proxy.features_spec, proxy.features_arrays, code)
-        self._inputs: dict[str, Tensor] = {}
+        self._inputs: dict[tuple[str, str], Tensor] = {}
 
     @classmethod
     def load(cls, path: Path, code: Path) -> ProxyView:
         """Read and verify a file; the agents of one process share one copy."""
         return _view(path.resolve(), path.stat().st_mtime_ns if path.exists() else 0, code.resolve())
 
-    def inputs(self, takes: str) -> Tensor:
-        """All proxy examples as a network that takes "features" or "raw" sees them."""
-        if takes not in self._inputs:
-            self._inputs[takes] = _inputs(self.features, takes, self.proxy.examples)
-        return self._inputs[takes]
+    def inputs(self, takes: str, augment: str = "none") -> Tensor:
+        """All proxy examples as a network that takes "features" or "raw" sees them, the further ones behind the proxy
+        set's own. Raises ConfigError for an ``augment`` that does not fit."""
+        key = takes, augment
+        if key not in self._inputs and augment == "none":
+            self._inputs[key] = _inputs(self.features, takes, self.proxy.examples)
+        elif key not in self._inputs:
+            more = _inputs(self.features, takes, further(self.proxy, augment))
+            self._inputs[key] = torch.cat([self.inputs(takes), more])
+        return self._inputs[key]
 
 
 @lru_cache(maxsize=2)

@@ -25,11 +25,12 @@ from fedkd.tensors import Arrays
 class Teacher:
     """Holds the model and the proxy set as the model sees it."""
 
-    def __init__(self, config: TeacherConfig, view: ProxyView, seed: int, base: Path) -> None:
+    def __init__(self, config: TeacherConfig, view: ProxyView, seed: int, base: Path, augment: str = "none") -> None:
+        """Raises ConfigError for an ``augment`` that does not fit the proxy set."""
         self._config, self._seed = config, seed
         self._view, self._base = view, base
         self.model = Model.fresh(config, view, derive(seed, "teacher"), base)
-        self._x = view.inputs(self.model.network.takes)
+        self._x = view.inputs(self.model.network.takes, augment)
         self._labels: Tensor | None = None if view.proxy.labels is None else torch.from_numpy(view.proxy.labels)
         self._trained = False
 
@@ -46,7 +47,7 @@ class Teacher:
         if consensus is not None and consensus.known.any():
             parts.append(self._distillation(consensus, before, seed))
         if self._labels is not None and self._config.label_weight > 0:
-            parts.append(Labelled(self._x, self._labels))
+            parts.append(Labelled(self._x[: len(self._labels)], self._labels))
         order = torch.Generator().manual_seed(derive(seed, "labels"))
 
         if not parts:
@@ -88,8 +89,14 @@ class Teacher:
         return self._labels is not None and self._config.label_weight > 0
 
     def soft_labels(self, temperature: float) -> NDArray[Any]:
-        """Probabilities [examples, classes] on the proxy set."""
-        return soften(logits(self.model.network, self._x), temperature).numpy()
+        """Probabilities [examples, classes] on the proxy set itself."""
+        return soften(logits(self.model.network, self._x[: len(self._view.proxy)]), temperature).numpy()
+
+    def entropies(self) -> NDArray[Any]:
+        """How unsure the model is of every example that may be asked, in nats."""
+        said = soften(logits(self.model.network, self._x), 1.0)
+        entropies: NDArray[Any] = torch.special.entr(said).sum(dim=1).numpy()
+        return entropies
 
     def arrays(self) -> Arrays:
         """The weights, and whether they have learned anything."""

@@ -9,13 +9,14 @@ from typing import Any
 from fedkd.config import AGGREGATES, FEWEST_IN_A_SUM, Mechanism, Policy
 from fedkd.errors import BudgetExceeded, PrivacyError
 from fedkd.privacy import calibration
+from fedkd.privacy.blocks import ALL
 from fedkd.privacy.costs import Cost, cost_of
 from fedkd.privacy.events import PrivacyEvent, Unit
 from fedkd.privacy.filters import RenyiFilter
 from fedkd.privacy.limits import Limits, Past
 from fedkd.privacy.units import seen_by
 from fedkd.tensors import canonical, digest
-from fedkd.wire import Code, Offer, Plan
+from fedkd.wire import Code, Offer, Plan, pool
 
 
 class Refused(Exception):
@@ -63,6 +64,7 @@ class Contract:
     training: Training
     limits: Limits
     noise: str
+    augment: str = "none"
     block_rounds: int | None = None
 
     def __post_init__(self) -> None:
@@ -77,10 +79,10 @@ class Contract:
 
     def record(self) -> dict[str, Any]:
         """JSON-able form; ``from_record`` is its inverse."""
-        found = {**asdict(self), "events": [e.record() for e in self.events], "variances": list(self.variances)}
-        if self.block_rounds is None:
-            del found["block_rounds"]  # as contracts without it always were
-        return found
+        plain = {**asdict(self), "events": [e.record() for e in self.events], "variances": list(self.variances)}
+        usual = {"augment": "none", "block_rounds": None}
+        # left out as usual: contracts from before there were such things keep their hash
+        return {name: value for name, value in plain.items() if name not in usual or value != usual[name]}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Contract:
@@ -91,8 +93,12 @@ class Contract:
             "training": Training(**record["training"]),
             "limits": Limits(**record["limits"]),
         }
-        given = {**record, "block_rounds": record.get("block_rounds"), **built}
-        return cls(**{name: given[name] for name in cls.__dataclass_fields__})
+        return cls(**{name: built.get(name, record[name]) for name in cls.__dataclass_fields__ if name in record})
+
+    @property
+    def pool(self) -> int:
+        """How many examples may be asked."""
+        return pool(self.examples, self.augment)
 
     @property
     def hash(self) -> str:
@@ -108,15 +114,16 @@ class Contract:
         return [replace(event, steps=event.steps * rounds) for event in self.events]
 
 
-_OFFERED = ("run", "server", "proxy", "examples", "classes", "queries", "rounds", "codec", "aggregate")
+_OFFERED = ("run", "server", "proxy", "examples", "classes", "queries", "rounds", "codec", "aggregate", "augment")
 
 
-def draw_up(policy: Policy, offer: Offer, past: Past, block: str = "all") -> Contract:
+def draw_up(policy: Policy, offer: Offer, past: Past, block: str = ALL) -> Contract:
     """The contract under which ``policy`` accepts ``offer``: noise enough that what the ledger has left is not
     overspent. Raises Refused."""
     mechanism = check_offer(policy, offer)
     cost = cost_of(mechanism, policy, offer.queries, offer.aggregate, block)
-    limits = Limits(cost.unit, policy.epsilon, policy.delta, policy.client_epsilon, policy.lifetime_epsilon)
+    epsilon = policy.limit(cost.blocks[0])
+    limits = Limits(cost.unit, epsilon, policy.delta, policy.client_epsilon, policy.lifetime_epsilon)
     block_rounds = policy.block_rounds if mechanism == "dp_sgd" else None
     noise = _noise(offer, past, cost, limits, policy.min_noise, block_rounds)
     return Contract(
@@ -139,7 +146,8 @@ def check_offer(policy: Policy, offer: Offer) -> Mechanism:
         raise Refused(Code.PROXY)
     if not 1 <= offer.rounds <= policy.max_rounds:
         raise Refused(Code.ROUNDS)
-    most = offer.examples if policy.max_answers is None else min(policy.max_answers, offer.examples)
+    there = pool(offer.examples, offer.augment)
+    most = there if policy.max_answers is None else min(policy.max_answers, there)
     if not 1 <= offer.queries <= most:
         raise Refused(Code.ANSWERS)
     kind = "votes" if offer.aggregate == "confident_votes" else offer.aggregate
@@ -151,15 +159,16 @@ def check_offer(policy: Policy, offer: Offer) -> Mechanism:
     return fitting[0]
 
 
-def check_plan(policy: Policy, contract: Contract | None, plan: Plan) -> None:
-    """Raise Refused for a plan outside its contract. Only learning needs no contract."""
+def check_plan(policy: Policy, contract: Contract | None, plan: Plan, block: str = ALL) -> None:
+    """Raise Refused for a plan outside its contract, to be answered from a data block. Only learning needs no
+    contract."""
     if plan.proxy not in policy.proxies:
         raise Refused(Code.PROXY)
     if not plan.answer:
         return
     if contract is None:
         raise Refused(Code.NO_CONTRACT)
-    if plan.proxy != contract.proxy or not allows(policy, contract):
+    if plan.proxy != contract.proxy or not allows(policy, contract, block):
         raise Refused(Code.CONTRACT)
     if not 1 <= plan.round <= contract.rounds:
         raise Refused(Code.ROUNDS)
@@ -170,18 +179,20 @@ def check_plan(policy: Policy, contract: Contract | None, plan: Plan) -> None:
 def _asks(plan: Plan, contract: Contract) -> bool:
     """Whether a plan asks for as many different proxy examples as were agreed to; no ids stand for all."""
     if not len(plan.asked):
-        return contract.queries == contract.examples
+        return contract.queries == contract.pool
     rising = bool((plan.asked[1:] > plan.asked[:-1]).all())
-    return len(plan.asked) == contract.queries and rising and int(plan.asked[-1]) < contract.examples
+    return len(plan.asked) == contract.queries and rising and int(plan.asked[-1]) < contract.pool
 
 
-def allows(policy: Policy, contract: Contract) -> bool:
-    """Whether today's policy still is the one that the contract was drawn up under; only a higher limit may differ.
+def allows(policy: Policy, contract: Contract, block: str = ALL) -> bool:
+    """Whether today's policy still is the one that the contract was drawn up under, for answers from a data block; only
+    a higher limit may differ.
 
     A client who has since asked for more protection gets it at once.
     """
     limits, agreed = contract.limits, (contract.training, contract.limits.delta, contract.noise)
-    within = limits.epsilon <= policy.epsilon and all(
+    epsilon = policy.limit(block if contract.mechanism == "dp_sgd" else ALL)
+    within = limits.epsilon <= epsilon and all(
         new is None or (old is not None and old <= new)
         for old, new in ((limits.client, policy.client_epsilon), (limits.lifetime, policy.lifetime_epsilon))
     )

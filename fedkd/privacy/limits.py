@@ -26,8 +26,10 @@ class Limits:
     lifetime: float | None = None
 
     def admits(self, events: Sequence[PrivacyEvent], accountant: Accountant, block: str = ALL) -> bool:
-        """Whether all limits hold for ``events``, by that accountant; of blocks only those that an event in ``block``
-        adds to."""
+        """Whether all limits hold for ``events``, the newest of them in ``block``, by that accountant.
+
+        Other blocks have limits of their own, which held when they were charged, and nothing is added to them.
+        """
         return all(
             accountant.spent(seen_by(unit, some), self.delta).epsilon <= limit
             for unit, limit, some in self.columns(events, block)

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkd.codecs import pack
 from fedkd.errors import PrivacyError
 from fedkd.privacy.contract import Contract
 from fedkd.privacy.costs import GRID
 from fedkd.privacy.integers import on_grid, one_hot
 from fedkd.privacy.noise import NoiseSource
 from fedkd.tensors import canonical, digest
-from fedkd.wire import MAX_NOISED, Released, quantise
+from fedkd.wire import MAX_NOISED, Released
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class _PostProcessing(_Charged):
 
     def release(self, bounded: Bounded, noise: NoiseSource) -> Released:
         """The rows as the codec carries them, under the events that paid for them."""
-        return Released(quantise(bounded.rows, self._contract.codec), self._event)
+        return Released(pack(bounded.rows, self._contract.codec), self._event)
 
 
 class DpSgd(_PostProcessing):

@@ -95,6 +95,10 @@ class Echo:
         """The consensus, as it is."""
         return self._rows
 
+    def entropies(self) -> Rows:
+        """Nothing is chosen by them."""
+        return np.zeros(len(self._rows))
+
     def arrays(self) -> Arrays:
         """There are no weights."""
         return {}

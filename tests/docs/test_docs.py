@@ -36,6 +36,7 @@ SMALL = [
 SMALLER = {
     "simulate": ["--workers", "1"],
     "sweep": ["--workers", "1"],
+    "continual": ["--workers", "1", "--set", "stream.experiences=2"],
     "prepare": [],
     "proxy": [],
     "audit": ["--quick", "--trials", "20", "--canaries", "20"],

@@ -4,6 +4,7 @@ leave."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from client.agent import BARE, Agent
 from client.learner import Learner
 from fedkd import config, wire
 from fedkd.config import FEW_IN_A_SUM, FEWEST_IN_A_SUM, ClientConfig, Policy
+from fedkd.data import proxy
+from fedkd.distill import features
 from fedkd.privacy.accounting import Pld
 from fedkd.privacy.blocks import by_block
 from fedkd.privacy.contract import Contract, Refused, allows, draw_up
@@ -348,6 +351,8 @@ def test_each_block_has_the_limit_for_itself_and_all_together_the_lifetimes() ->
     assert 2.4 < spent("example", events) <= 2.5
     free = draw_up(policy(epsilon=2.0), builders.offer(run="run-2"), past(first), "2027")
     assert free.events[0].noise_multiplier == first.events[0].noise_multiplier
+    again = builders.offer(run="run-2")
+    assert refused(lambda: draw_up(policy(epsilon=2.0), again, past(first), "2026")) is Code.EXHAUSTED
     assert refused(lambda: draw_up(whole, builders.offer(run="run-3"), past(first, second), "2026")) is Code.EXHAUSTED
     assert refused(lambda: draw_up(whole, builders.offer(run="run-3"), past(first, second), "2028")) is Code.EXHAUSTED
 
@@ -377,6 +382,47 @@ def test_an_agent_charges_the_block_that_its_configuration_names_today(new_devic
     agent = device.start()
     assert code(device.ask(agent, device.plan(2))) is None
     assert [event["blocks"] for event in agent.ledger.export()["events"]] == [["2026"], ["2027"]]
+
+
+def moved(device: Any, block: str) -> Agent:
+    """The device's agent after its data has come to another block."""
+    path = device.base / "client.yaml"
+    path.write_text(config.dump(config.load(ClientConfig, path).model_copy(update={"block": block})))
+    return device.start()
+
+
+def test_every_block_may_have_a_limit_of_its_own(new_device: Any) -> None:
+    limits = {"first": 6.0, "second": 1.0}
+    device = new_device(policy={"epsilon": 3.0, "block_epsilons": limits}, client={"block": "first"})
+    for number, block in enumerate(("first", "second", "third"), 1):
+        agent = moved(device, block)
+        assert isinstance(device.agree(agent, run=f"run-{number}", rounds=1), Agreement)
+        assert code(device.ask(agent, device.plan(run=f"run-{number}", seen=agent.ledger.head("server")))) is None
+        events = by_block(agent.ledger.history())[block]
+        limit = limits.get(block, 3.0)
+        assert 0.98 * limit < Pld().spent(events, 1e-5).epsilon <= limit
+        agent.close()
+    # what an earlier block has spent is above the limit of a later one, and neither gets anything more
+    for number, block in enumerate(("first", "second"), 4):
+        agent = moved(device, block)
+        refused = device.agree(agent, run=f"run-{number}", rounds=1, seen=agent.ledger.head("server"))
+        assert isinstance(refused, Refusal) and refused.code is Code.EXHAUSTED
+        agent.close()
+
+
+def test_a_contract_of_one_block_does_not_pay_for_a_block_with_a_lower_limit(new_device: Any) -> None:
+    device = new_device(policy={"epsilon": 3.0, "block_epsilons": {"second": 1.0}}, client={"block": "first"})
+    agent = device.start()
+    device.agree(agent)
+    assert code(device.ask(agent, device.plan(1))) is None
+    agent.close()
+    agent = moved(device, "second")
+    assert code(device.ask(agent, device.plan(2, seen=agent.ledger.head("server")))) is Code.CONTRACT
+
+
+def test_what_touches_all_blocks_keeps_the_lowest_limit() -> None:
+    made = policy(epsilon=3.0, block_epsilons={"second": 1.0, "third": 9.0})
+    assert [made.limit(block) for block in ("all", "first", "second", "third")] == [1.0, 3.0, 1.0, 9.0]
 
 
 # -- lineages ---------------------------------------------------------------------------------------------------------
@@ -431,3 +477,46 @@ def test_after_no_protection_at_all_dp_sgd_is_refused_and_would_start_anew(new_d
     assert device.agree(agent, run="run-2") == Refusal("alice", Code.EXHAUSTED)
     with agent._from_ledger(builders.contract(PrivacyEvent("dp_sgd", 5.0, 1.0, 2))):
         assert agent.learner.save() == agent._fresh
+
+
+def test_further_examples_cost_nothing_under_dp_sgd_and_are_counted_elsewhere() -> None:
+    few, more = builders.offer(), builders.offer(queries=12, augment="mixup:2")
+    free = [draw_up(policy(mechanism="dp_sgd"), one, Past()) for one in (few, more)]
+    assert free[0].events == free[1].events and free[1].queries == 12
+    costly = [draw_up(policy(mechanism="gaussian"), one, Past()).variances[0] for one in (few, more)]
+    assert costly[1] == pytest.approx(3 * costly[0], rel=0.01)  # three times the answers: sqrt(3) times the noise
+
+
+def test_a_contract_without_further_examples_has_the_hash_it_always_had() -> None:
+    record = builders.contract().record()
+    assert "augment" not in record and Contract.from_record(record) == builders.contract()
+    more = builders.contract(augment="mixup:2")
+    assert Contract.from_record(more.record()) == more and more.hash != builders.contract().hash
+
+
+def test_no_more_is_answered_than_the_policy_allows_however_it_is_made(new_device: Any) -> None:
+    device = new_device(policy={"max_answers": 8})
+    agent = device.start()
+    assert offered(agent, device.offer(augment="mixup:1", queries=12)) is Code.ANSWERS
+    assert offered(agent, device.offer(augment="mixup:1", queries=8)) is None
+    for asked, code_ in (([0, 1, 2, 3, 4, 5, 6, 12], Code.ANSWERS), ([0, 1, 2, 3, 4, 5, 6, 11], None)):
+        assert code(device.ask(agent, device.plan(asked=np.array(asked, np.uint32)))) is code_
+
+
+def test_more_than_there_is_cannot_be_asked(new_device: Any) -> None:
+    device = new_device()
+    agent = device.start()
+    assert offered(agent, device.offer(augment="mixup:1", queries=13)) is Code.ANSWERS
+    assert offered(agent, device.offer(augment="mixup:1", queries=12)) is None
+
+
+def test_what_cannot_be_made_of_the_proxy_set_is_refused_before_it_costs(new_device: Any, tmp_path: Path) -> None:
+    images = new_device()
+    x, y = images.proxy.examples.reshape(6, 4), np.arange(6) % 2
+    fitted = features.fit_features("none", x, components=1)
+    public = proxy.build(x, None, 2, fitted.spec, features.arrays(fitted), {"source": "made up"})
+    device = type(images)(tmp_path / "tables", public)
+    device.write(x + 1, y, {}, {})
+    agent = device.start()
+    assert offered(agent, device.offer(augment="shift:1", queries=12)) is Code.ANSWERS
+    assert offered(agent, device.offer(augment="mixup:1", queries=12)) is None

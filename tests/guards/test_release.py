@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import client.agent
 from client.learner import Learner
-from fedkd import wire
+from fedkd import codecs, wire
 from fedkd.aggregate.mean import Mean
 from fedkd.aggregate.rule import Central
 from fedkd.config import Aggregate, Policy, Student
@@ -48,7 +48,7 @@ def names(kind: type) -> list[str]:
             Offer,
             [
                 *("run", "server", "proxy", "examples", "classes", "queries", "rounds", "codec", "aggregate"),
-                *("clients", "seen"),
+                *("clients", "seen", "augment"),
             ],
         ),
         (Agreement, ["run", "client", "contract", "variances", "shards", "noise", "head"]),
@@ -387,6 +387,19 @@ def test_soft_labels_must_be_probabilities(rows: np.ndarray, new_device: Any) ->
     plan = replace(device.plan(soft=0.5), rows=rows, labels=wire.labels_digest(rows))
     assert wire.decode(device.ask(agent, plan), Refusal).code is Code.MALFORMED
     assert agent.learner.save() == before and not agent.ledger.history()
+
+
+@pytest.mark.parametrize("codec", ["float16", "int8", "label", "top2+zlib"])
+def test_a_codec_packs_what_has_been_released_and_costs_nothing(codec: str, new_device: Any) -> None:
+    sent, charged = {}, {}
+    for name in ("float32", codec):
+        device = new_device(policy={"noise": "simulation", "seed": 0})
+        agent = device.start()
+        device.agree(agent, codec=name)
+        sent[name] = wire.decode(device.ask(agent, device.plan()), Answers).rows.rows
+        charged[name] = [event["noise_multiplier"] for event in agent.ledger.export()["events"]]
+    assert (sent[codec] == codecs.pack(sent["float32"], codec)).all()
+    assert charged[codec] == charged["float32"]
 
 
 def test_labels_that_are_sent_whole_replace_those_of_another_codec(new_device: Any) -> None:

@@ -408,3 +408,18 @@ def test_a_server_that_is_told_to_stop_leaves_no_process_behind(folder: Path) ->
         _, errors = server.communicate(timeout=50)
     assert "KeyboardInterrupt" in errors
     assert eventually(lambda: processes_of(folder) == []), processes_of(folder)
+
+
+@pytest.mark.process
+def test_a_service_that_has_lost_its_helper_is_started_again(folder: Path) -> None:
+    parent = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", parent]
+    service = Service("parent", lambda: command, dict(os.environ), folder / "parent.log", helper="sleep")
+    service.start()
+    assert eventually(lambda: service.log.read_text().count("\n") == 1)
+    time.sleep(1)  # it is seen with its helper
+    first = service.pid
+    os.kill(int(service.log.read_text()), signal.SIGKILL)
+    assert eventually(lambda: service.log.read_text().count("\n") == 2)
+    assert service.pid not in (None, first)
+    service.stop()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedkd.codecs import pack
 from fedkd.config import Federation
 from fedkd.coordinator import Coordinator, Terms
 from fedkd.errors import WireError
@@ -29,14 +30,17 @@ class Teacher:
     def soft_labels(self, temperature: float) -> Any:
         return self.rows
 
+    def entropies(self) -> Any:
+        return np.array([0.1, 0.5, 0.5, 0.3])
+
     def arrays(self) -> dict[str, Any]:
         return {}
 
     def load(self, arrays: Any) -> None: ...
 
 
-def coordinator(**aggregate: Any) -> Coordinator:
-    config = Federation.model_validate({"rounds": 3, "codec": "float32", "aggregate": aggregate})
+def coordinator(codec: str = "float32", **aggregate: Any) -> Coordinator:
+    config = Federation.model_validate({"rounds": 3, "codec": codec, "aggregate": aggregate})
     terms = Terms("run-1", "0" * 64, 4, 2, "server", 3, np.eye(4, dtype=np.float32))
     return Coordinator(config, terms, Teacher())
 
@@ -117,3 +121,52 @@ def test_a_round_by_any_rule_moves_on(kind: str) -> None:
         acc = made.fold(acc, answers_to(made.plan(client), client, np.tile(np.array([1, 0], np.float32), (4, 1))))
     made.finish(acc, "abc")
     assert made.state.consensus is not None and (made.state.consensus.rows.argmax(axis=1) == 0).all()
+
+
+def test_answers_travel_in_the_codec_that_was_agreed() -> None:
+    made = coordinator(kind="median")
+    made.agreed(agreement(client="a"), "a")
+    plan, rows = made.plan("a"), np.full((4, 2), 0.5)
+    for codec in ("float16", "int8", "label"):
+        with pytest.raises(WireError, match="not float32"):
+            made.check_answers(answers_to(plan, "a", pack(rows, codec)), "a", plan)
+
+
+@pytest.mark.parametrize("codec", ["int8", "label", "float16+zlib"])
+def test_packed_answers_are_unpacked_for_the_rule(codec: str) -> None:
+    made = coordinator(codec=codec)
+    made.agreed(agreement(client="a"), "a")
+    plan, rows = made.plan("a"), np.array([[0.75, 0.25]] * 4)
+    replied = answers_to(plan, "a", pack(rows, codec))
+    made.check_answers(replied, "a", plan)
+    made.finish(made.fold(made.start(made.roster), replied), ["a"])
+    assert made.state.consensus is not None and np.allclose(made.state.consensus.rows, rows, atol=0.01)
+    for bad in (pack(rows[:3], codec), np.zeros(9, np.uint8), rows.astype(np.float32)):
+        with pytest.raises(WireError):
+            made.check_answers(answers_to(plan, "a", bad), "a", plan)
+
+
+def test_from_the_second_round_what_the_teacher_is_least_sure_of_is_asked() -> None:
+    made = coordinator(queries=2, choose="entropy")
+    made.agreed(agreement(client="a"), "a")
+    first = made.plan("a").asked
+    rows = np.full((2, 2), 0.5, np.float32)
+    made.finish(made.fold(made.start(made.roster), answers_to(made.plan("a"), "a", rows)), ["a"])
+    assert len(first) == 2 and made.plan("a").asked.tolist() == [1, 2]
+    config = Federation.model_validate({"rounds": 3, "codec": "float32", "aggregate": {"queries": 2}})
+    arrays, meta = made.checkpoint()
+    again = Coordinator.restore(config, made.terms, Teacher(), arrays, meta)
+    assert again.plan("a").asked.tolist() == [1, 2]
+
+
+def test_further_examples_are_asked_beside_the_proxy_sets_own() -> None:
+    config = Federation.model_validate({"codec": "float32", "augment": {"kind": "mixup", "copies": 2}})
+    terms = Terms("run-1", "0" * 64, 4, 2, "server", 3, np.eye(12, dtype=np.float32))
+    made = Coordinator(config, terms, Teacher())
+    made.agreed(agreement(client="a"), "a")
+    offer = made.offer("a")
+    assert (offer.examples, offer.queries, offer.augment) == (4, 12, "mixup:2")
+    replied = answers_to(made.plan("a"), "a", np.full((12, 2), 0.5, np.float32))
+    made.check_answers(replied, "a", made.plan("a"))
+    acc = made.fold(made.start(made.roster), replied)
+    assert made._rule.finish(acc, made._central(["a"]), terms.features).rows.shape == (12, 2)

@@ -24,6 +24,7 @@ from server.loop import Loop, Setting
 from server.run import RunDirectory
 from simulations.prepare import prepare
 from tests.fuzz import mutated
+from tests.guards.test_disk_full import full
 
 PROXIES, CLASSES = 40, 10
 PREVIOUS = "run/checkpoint.safetensors.previous"
@@ -140,3 +141,30 @@ def test_a_damaged_checkpoint_costs_a_round_and_not_the_run(tmp_path: Path, capl
         (tmp_path / "run" / name).write_bytes(b"nothing")
     with pytest.raises(DataError, match="damaged, or of another kind"):
         RunDirectory(tmp_path / "run").load()
+
+
+@pytest.mark.parametrize("of", ["an earlier round", "another client"])
+def test_a_replayed_reply_is_refused_and_told(tmp_path: Path, of: str) -> None:
+    kept, told = dict[str, bytes](), list[str]()
+
+    def replaying(name: str, method: str, payload: bytes) -> bytes:
+        reply = honest("client-0" if of == "another client" and method == "answer" else name, method, payload)
+        return kept.setdefault(method, reply)
+
+    with federation(tmp_path, scenario(2, 3), replaying, told) as loop:
+        assert loop.run()
+        assert [row["answered"] for row in loop.rows] == ([2, 1, 1] if of == "an earlier round" else [1, 1, 1])
+    assert any(line.endswith("answers to another plan, or of another client") for line in told), told
+
+
+def test_a_server_on_a_full_disk_stops_and_goes_on_later_from_its_checkpoint(tmp_path: Path) -> None:
+    with (
+        federation(tmp_path, scenario(1, 3), honest, []) as loop,
+        full(20),
+        pytest.raises(OSError, match="File too large"),
+    ):
+        loop.run()
+    with federation(tmp_path, scenario(1, 3), honest, []) as loop:
+        assert loop.run()
+        assert [row["round"] for row in loop.rows] == [1, 2, 3]
+    assert not list((tmp_path / "run").glob("*.tmp"))

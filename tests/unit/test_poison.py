@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedkd import wire
+from fedkd import codecs, wire
 from fedkd.config import Scenario, load
 from fedkd.errors import ConfigError
+from fedkd.privacy.contract import Contract
 from fedkd.privacy.integers import one_hot
 from fedkd.wire import Answers, Learned, check_rows, check_votes, quantise
 from simulations.poison import LIES, Liars
@@ -66,14 +67,27 @@ def test_only_the_answers_of_liars_change_and_a_retry_is_the_same_lie() -> None:
     some = liars("random")
     (liar, *_), rows = sorted(some.clients), honest()
     reply = wire.encode(builders.answers(rows, client=liar))
-    spoiled = some.spoil(liar, reply)
-    assert some.spoil(liar, reply) == spoiled != reply
+    spoiled = some.spoil(liar, reply, agreed)
+    assert some.spoil(liar, reply, agreed) == spoiled != reply
     message = wire.decode(spoiled, Answers)
     assert (message.client, message.plan) == (liar, builders.HASH) and (message.rows.rows != rows).any()
     other = next(f"client-{i}" for i in range(5) if f"client-{i}" not in some.clients)
-    assert some.spoil(other, reply) == reply
+    assert some.spoil(other, reply, agreed) == reply
     learned = wire.encode(Learned("run-1", liar, 1))
-    assert some.spoil(liar, learned) == learned
+    assert some.spoil(liar, learned, agreed) == learned
+
+
+def test_a_packed_answer_becomes_a_packed_lie() -> None:
+    (liar, *_), rows = sorted(liars("colluding").clients), honest()
+    contract = builders.contract(codec="label+zlib", queries=50, classes=4)
+    reply = wire.encode(builders.answers(codecs.pack(rows, contract.codec), client=liar))
+    lie = wire.decode(liars("colluding").spoil(liar, reply, lambda run: contract), Answers)
+    found = codecs.unpack(lie.rows.rows, contract.codec, 50, 4)
+    assert (found.argmax(axis=1) == (rows.argmax(axis=1) + 1) % 4).all()
+
+
+def agreed(run: str) -> Contract:
+    return builders.contract()
 
 
 def simulated(*settings: str, workers: int = 1) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from fedkd.errors import ConfigError, FedkdError
 from fedkd.report import collect
 from fedkd.report.budget import budget_report
 
-_TOLD = re.compile(r"(round \d+(, attempt \d+)?|after the last round): .+")
+_TOLD = re.compile(r"(round \d+(, attempt \d+)?|after the last round): .+|.+ is left out of this run from now on, .+")
 _TOLD_LIMIT = 50
 
 
