@@ -41,7 +41,7 @@ SGD, LEDGER, RELEASE, CHAINED, COSTED, POLICY, WRITERS = (
     f"tests/guards/test_{name}.py"
     for name in ("dp_sgd", "ledger", "release", "chain", "costs", "policy", "two_writers")
 )
-LIVE = "tests/continual/test_live.py"
+LIVE, LEARNS_ON = "tests/continual/test_live.py", "tests/guards/test_live_client.py"
 EXPORT, VERSIONS = "tests/device/test_export.py", "tests/device/test_versions.py"
 
 
@@ -230,7 +230,7 @@ MUTANTS = (
     _m("a backbone's code not compared with its hash", "fedkd/distill/backbone.py", "if expected not in (None, found):", "if False:", BACKBONE, "test_without_its_file_or_with_another_one_nothing_is_imported"),
     _m("a backbone's code looked for everywhere", "fedkd/distill/backbone.py", "    if path is None:\n", '    if path is None:\n        return ""\n    if path is None:\n', BACKBONE, "test_a_proxy_set_cannot_name_code_that_its_owner_has_not_put_there"),
     _m("a backbone that remembers allowed", "fedkd/distill/features.py", "    backbone.load(weights)\n    backbone.check()\n", "    backbone.load(weights)\n", BACKBONE, "test_a_backbone_that_remembers_is_refused_on_every_device"),
-    _m("few components summed in another order", "fedkd/distill/features.py", "_NARROWEST = 16", "_NARROWEST = 1", "tests/distill/test_features.py", "test_so_do_few_components"),
+    _m("few components summed in another order", "fedkd/distill/fronts.py", "_NARROWEST = 16", "_NARROWEST = 1", "tests/distill/test_features.py", "test_so_do_few_components"),
     # -- the ledger
     _m("private data touched before the charge", AGENT, "        try:\n            reservation = self.ledger.reserve(\n", "        self.learner.learn(contract, plan.round, labels, plan.temperature, NoiseSource(fresh_key()))\n        try:\n            reservation = self.ledger.reserve(\n", LEDGER, "test_the_charge_is_on_disk_before_private_data_is_touched"),
     _m("reply before the commit", AGENT, "                self.ledger.commit(reservation, payload, self._save(plan, _lineage(contract)))\n", "", LEDGER, "test_bytes_are_in_the_outbox_and_the_commit_on_disk_before_the_reply"),
@@ -239,13 +239,13 @@ MUTANTS = (
     _m("reservation not synced to disk", BOOK, "synchronous=FULL", "synchronous=NORMAL", LEDGER, "test_a_reservation_survives_the_loss_of_power"),
     _m("reservations not counted until released", CHAIN, "WHERE kind IN ('reserve', 'recover') GROUP BY events", "WHERE kind IN ('reserve', 'recover') AND round IN (SELECT round FROM entries WHERE kind = 'commit') GROUP BY events", LEDGER, "test_a_reservation_stays_charged_for_ever"),
     _m("equal events counted once", READING, "steps=event.steps * count", "steps=event.steps", LEDGER, "test_a_reservation_stays_charged_for_ever"),
-    _m("budget not checked by reserve", BOOK, "if not self._fits(charged, contract.rounds if new else 1, new=new):", "if False:", LEDGER, "test_a_charge_over_the_limit_is_refused_and_not_made"),
-    _m("a contract's schedule not checked when it comes into force", BOOK, "if not self._fits(charged, contract.rounds if new else 1, new=new):", "if not self._fits(charged, 1, new=new):", LEDGER, "test_an_agreement_that_has_come_to_be_too_much_is_not_entered"),
+    _m("budget not checked by reserve", BOOK, "if not self._fits(charged, contract.rounds if whole else 1, new=new):", "if False:", LEDGER, "test_a_charge_over_the_limit_is_refused_and_not_made"),
+    _m("a contract's schedule not checked when it comes into force", BOOK, "if not self._fits(charged, contract.rounds if whole else 1, new=new):", "if not self._fits(charged, 1, new=new):", LEDGER, "test_an_agreement_that_has_come_to_be_too_much_is_not_entered"),
     _m("sampled contracts chosen after answers", "fedkd/privacy/accounting.py", "return contracts > 1 and any(", "return False and any(", LEDGER, "test_under_poisson_sampling_a_contract_that_follows_answers_is_limited_by_a_filter"),
     _m("sampled contracts chosen after answers, as the ledger sees it", "fedkd/privacy/limits.py", "if adaptive(self.contracts + another, [*self.events, *more]):", "if False:", LEDGER, "test_the_ledger_itself_refuses_a_sampled_contract_that_only_a_tight_composition_would_admit"),
     _m("closed run agreed to again", BOOK, " or self._chain.body(\"contract\", contract.run) is not None:\n                raise Refused(Code.CONTRACT)", ":\n                raise Refused(Code.CONTRACT)", LEDGER, "test_a_run_that_has_been_closed_is_never_agreed_to_again"),
     _m("agreements in the chain at once", BOOK, "            self._chain.put({PENDING: canonical(contract.record()).decode()})", "            self._bring_into_force(contract)", LEDGER, "test_agreements_grow_nothing_and_close_nothing"),
-    _m("budget not checked by register", BOOK, "if not self._fits(contract, contract.rounds, new=True):", "if False:", LEDGER, "test_a_schedule_that_does_not_fit_is_never_registered"),
+    _m("budget not checked by register", BOOK, "if not self._fits(contract, contract.most, new=True):", "if False:", LEDGER, "test_a_schedule_that_does_not_fit_is_never_registered"),
     _m("past of other runs forgotten", AGENT, "draw_up(self.policy, offer, self.ledger.past(), ", "draw_up(self.policy, offer, type(self.ledger.past())(), ", LEDGER, "test_two_runs_share_the_limit_of_a_lifetime"),
     _m("two contracts open at once", BOOK, "ORDER BY seq DESC LIMIT 1\").fetchone()\n        return Contract.", "ORDER BY seq LIMIT 1\").fetchone()\n        return Contract.", LEDGER, "test_two_runs_share_the_limit_of_a_lifetime"),
     _m("exhausted client does not learn", AGENT, "            self._learn_only(plan, labels)\n            raise Refused(Code.EXHAUSTED)", "            raise Refused(Code.EXHAUSTED)", LEDGER, "test_an_exhausted_client_touches_no_private_data_and_still_learns_from_labels"),
@@ -328,7 +328,7 @@ MUTANTS = (
     _m("rows of NaN accepted", WIRE, "or not np.isfinite(value).all():\n        raise WireError(f\"rows must be", "or False:\n        raise WireError(f\"rows must be", RELEASE, "test_a_reply_that_is_not_finite_is_a_wire_error"),
     _m("soft labels need not be probabilities", AGENT, "        wire.check_rows(labels, *size)", "        pass", RELEASE, "test_soft_labels_must_be_probabilities"),
     _m("stricter policy ignored", "fedkd/privacy/contract.py", " or not allows(policy, contract, block):", ":", RELEASE, "test_a_stricter_policy_holds_at_once_also_under_an_old_contract"),
-    _m("records of the proxy set kept", "client/learner.py", "return examples.take(np.flatnonzero(~public))", "return examples", RELEASE, DROPPED),
+    _m("records of the proxy set kept", "client/learner.py", "own = examples.take(np.flatnonzero(~public))", "own = examples", RELEASE, DROPPED),
     _m("all data dropped for one record of the proxy set", "client/learner.py", "np.flatnonzero(~public)", "np.flatnonzero(~public & ~public.any())", RELEASE, DROPPED),
     _m("exception out of the agent", AGENT, "        except (Exception, SystemExit):  # user", "        except ValueError:  # user", RELEASE, "test_each_request_is_refused_with_its_own_word", "test_noise_on_the_line_is_refused"),
     _m("every traceback on the console", AGENT, "        self._failed = True\n", "", RELEASE, "test_the_console_has_the_first_traceback_and_then_a_line"),
@@ -364,6 +364,11 @@ MUTANTS = (
     _m("held-out records learned", "fedkd/continual/live.py", '"block = ? AND held_out = 0"', '"block = ?"', LIVE, "test_whether_a_record_is_held_out_depends_on_it_alone_and_nothing_learns_it"),
     _m("a round entered again in another block", "fedkd/continual/live.py", "json.loads(before)[:2] == [run, round]", "False", LIVE, "test_a_round_that_is_entered_again_has_the_block_that_it_had"),
     _m("changed files taken again", "fedkd/continual/live.py", "        if before is not None:\n", "        if False:\n", LIVE, "test_a_file_that_was_changed_after_it_was_taken_is_ignored"),
+    _m("a block still open when it is learned", "fedkd/continual/live.py", "        self.seal(block)\n        self._put", "        self._put", LEARNS_ON, "test_what_comes_after_its_block_was_charged_is_never_learned"),
+    _m("the limit of another block", BOOK, "accountant, block_of(more))", 'accountant, "new")', LEARNS_ON, "test_each_block_has_its_own_limit_and_a_spent_one_is_refused_while_learning_goes_on"),
+    _m("noise of few rounds for the sum of all blocks", CONTRACT, "most if index < own else offer.rounds", "most", LEARNS_ON, "test_a_lifetime_limit_takes_the_noise_of_all_rounds"),
+    _m("a contract of other rounds a block", CONTRACT, '    few &= contract.mechanism != "dp_sgd" or contract.block_rounds == policy.block_rounds\n', "", LEARNS_ON, "test_another_number_of_rounds_a_block_needs_another_contract"),
+    _m("what is served shapes what trains", "client/upkeep.py", "        told = ", "        if verdict.promoted:\n            self._agent.ledger.put_state({\"lineage\": \"bare\"})\n        told = ", LEARNS_ON, "test_what_trains_and_answers_is_the_same_whatever_is_served"),
     _m("zeros with a sign in the order of arrival", "fedkd/aggregate/robust.py", "        block += 0.0", "        block += -0.0", RULE, "TestMedian::test_a_zero_with_a_sign_changes_no_byte"),
     _m("answers with noise to any rule", "fedkd/coordinator.py", ' and self._aggregate != "mean":', " and needed:", "tests/unit/test_coordinator.py", "test_answers_with_noise_of_their_own_are_for_the_mean_alone"),
     _m("noised answers for any rule", "fedkd/config.py", '    "gaussian": ("mean",),', '    "gaussian": _OF_PROBABILITIES,', POLICY, "test_answers_with_noise_are_given_for_a_mean_alone"),

@@ -213,8 +213,9 @@ def _training(policy: Policy) -> Training:
 def _noise(offer: Offer, past: Past, cost: Cost, limits: Limits, least: float, block_rounds: int | None) -> float:
     """The smallest noise with which every limit holds over the whole run, and no less than the policy's least.
 
-    Where a block has rounds of its own, its limit holds for so many: how many it really has is chosen as the rounds
-    come, which the loss of this many rounds of one fixed mechanism dominates, and every one of them is checked.
+    Where a block has rounds of its own, its limit holds for so many. How many it really has is chosen as they come:
+    each is one fixed mechanism or nothing, which so many rounds of it dominate (Zhu, Dong & Wang 2022,
+    arXiv:2106.08567, theorem 10). The ledger refuses a round beyond the limit.
     """
     if not cost.shape:
         return 0.0

@@ -96,6 +96,15 @@ def test_an_executorch_file_answers_as_the_student_does(architecture: str, kind:
     assert (tmp_path / "i.pte").stat().st_size < (tmp_path / "f.pte").stat().st_size
 
 
+def test_a_recurrent_student_is_exported_in_float32_and_refused_in_int8(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    made, x = trained("rnn", "none", 5), digits("none")[2].x[:100]
+    (tmp_path / "rnn.onnx").write_bytes(export(made.model, "onnx"))
+    assert parity(predict(open_runner(tmp_path / "rnn.onnx"), x), made.model.predict(x)).max_difference < 1e-5
+    with pytest.raises(FedkdError, match="recurrent"):
+        export(made.model, "onnx", made.public)
+
+
 # -- nothing private ---------------------------------------------------------------------------------------------------
 
 
