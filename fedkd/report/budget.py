@@ -122,7 +122,7 @@ def _client(name: str, export: LedgerExport, delta: float | None, provenance: Ma
         mechanisms=[part for contract in contracts for part in mechanisms(contract)],
         adaptivity=statements.adaptivity(past_of(export).contracts, account.events),
         noise=noise,
-        randomness=statements.RANDOMNESS.get(noise, statements.UNKNOWN_NOISE),
+        randomness=statements.randomness(noise, {event.mechanism for event in account.events}),
         proxies={str(c["proxy"]): provenance.get(str(c["proxy"]), "not given") for c in contracts},
         contracts=[Agreed(**{key: contract[key] for key in Agreed.model_fields}) for contract in contracts],
         ledger_head=export["head"],

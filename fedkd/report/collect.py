@@ -63,10 +63,17 @@ def public_weights(paths: Sequence[Path]) -> list[str]:
     for path in paths:
         versions, client = path / "versions.json", path / "client.yaml"
         if versions.exists():
-            found |= set(json.loads(versions.read_text()).get("public_weights", {}).values())
+            found |= _named(versions)
         if client.exists():
             found |= {load(ClientConfig, client).student.init_hash or ""} - {""}
     return sorted(found)
+
+
+def _named(versions: Path) -> set[str]:
+    try:
+        return set(json.loads(versions.read_text(encoding="utf-8")).get("public_weights", {}).values())
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"not the versions of a run: {error}", where=str(versions), fix="run it again") from None
 
 
 def compared(paths: Sequence[Path]) -> list[str]:

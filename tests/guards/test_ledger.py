@@ -468,7 +468,8 @@ def test_a_key_that_a_crash_left_is_erased_when_the_ledger_is_opened(new_device:
     assert not find(KEY, device.base)
 
 
-def test_other_data_never_meets_the_same_noise(new_device: Any, private_examples: Any) -> None:
+@pytest.mark.parametrize("change", [lambda x, y: (x[:-1], y[:-1]), lambda x, y: (x, 1 - y)], ids=["fewer", "labels"])
+def test_other_data_never_meets_the_same_noise(change: Any, new_device: Any, private_examples: Any) -> None:
     device = new_device()
 
     def die() -> None:
@@ -479,7 +480,7 @@ def test_other_data_never_meets_the_same_noise(new_device: Any, private_examples
 
     in_a_process_that_dies(die)
     x, y = private_examples(20, 1)
-    device.hold(x[:-1], y[:-1])
+    device.hold(*change(x, y))
     agent = device.start()
     assert refusal(device.ask(agent, device.plan(1))) is Code.FAILED
     answers(device.ask(agent, device.plan(2)))
