@@ -139,6 +139,13 @@ def limits_of(policy: Mapping[str, Any] | None, contracts: Sequence[Mapping[str,
         example=None if whole else epsilon,
         client=epsilon if whole else given.get("client"),
         one_example_in_each_block=given.get("lifetime"),
+        blocks={
+            block: contract["limits"]["epsilon"]
+            for contract in contracts
+            if contract["limits"]["unit"] == "example"
+            for event in contract["events"]
+            for block in event["blocks"]
+        },
     )
 
 
