@@ -42,7 +42,6 @@ SGD, LEDGER, RELEASE, CHAINED, COSTED, POLICY, WRITERS = (
     for name in ("dp_sgd", "ledger", "release", "chain", "costs", "policy", "two_writers")
 )
 LIVE, LEARNS_ON = "tests/continual/test_live.py", "tests/guards/test_live_client.py"
-LIVE = "tests/continual/test_live.py"
 GARBAGE, GATE, DISK, FUZZ, ENDS = (
     *("tests/unit/test_garbage.py", "tests/unit/test_gate.py", "tests/guards/test_disk_full.py"),
     *("tests/guards/test_fuzz.py", "tests/unit/test_ends.py"),
