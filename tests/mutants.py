@@ -415,7 +415,7 @@ MUTANTS = (
     _m("limit of another block", "fedkd/config.py", "        return self.block_epsilons.get(block, self.epsilon)\n", "        return self.epsilon\n", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
     _m("lowest limit forgotten", "fedkd/config.py", "            return min([self.epsilon, *self.block_epsilons.values()])\n", "            return self.epsilon\n", POLICY, "test_what_touches_all_blocks_keeps_the_lowest_limit"),
     _m("block changed under its contract", "client/agent.py", "check_plan(self.policy, contract, plan, self.config.block)", "check_plan(self.policy, contract, plan, contract.events[0].blocks[0] if contract else \"all\")", POLICY, "test_a_contract_of_one_block_does_not_pay_for_a_block_with_a_lower_limit"),
-    _m("limits of blocks that nothing is added to", BOOK, "*more], accountant, touched)", "*more], accountant)", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
+    _m("limits of blocks that nothing is added to", BOOK, "*more], accountant, block_of(more))", "*more], accountant)", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
     _m("garbage asked for ever", "server/tally.py", "return self._strikes[client] >= STRIKES", "return False", GARBAGE, "test_who_sends_only_garbage_is_asked_no_more_and_has_no_influence"),
     _m("quarantine forgotten at a restart", "server/loop.py", 'self._quarantine = Quarantine(meta["strikes"])', "self._quarantine = Quarantine()", GARBAGE, "test_a_resumed_run_remembers_whom_it_has_left_out"),
     _m("replayed reply taken", "fedkd/coordinator.py", "if (answers.run, answers.client, answers.round, answers.plan) != expected:", "if False:", GARBAGE, "test_a_replayed_reply_is_refused_and_told"),
@@ -426,6 +426,21 @@ MUTANTS = (
     _m("caller says where it is", "server/gate.py", "proxy_headers=False,", "proxy_headers=True,", GATE, "test_any_request_of_a_stranger_is_refused_and_the_log_stays_short"),
     _m("half a file left on a full disk", "fedkd/state.py", "        temporary.unlink(missing_ok=True)  # on a full disk", "        pass  # on a full disk", DISK, "test_an_agent_on_a_full_disk_answers_nothing_and_later_the_same_bytes_for_one_charge"),
     _m("console filled by garbage", "client/agent.py", "if self._malformed <= MALFORMED_TOLD:", "if True:", FUZZ, "test_the_console_is_told_of_garbage_a_hundred_times_at_most"),
+    # -- what a review has found
+    _m("votes of an earlier round given again", BOOK, "        if round < self._chain.last_round(run) and _is_noised_elsewhere(charge):\n", "        if False:\n", POLICY, "test_votes_of_a_round_whose_total_has_left_are_not_given_again"),
+    _m("a sum noised again from an older checkpoint", "server/run.py", "            if not (again and self._previous.exists()):\n", "            if not self._previous.exists():\n", "tests/unit/test_garbage.py", "test_what_the_server_has_noised_is_never_gone_back_to"),
+    _m("students of other shards go on", "client/learner.py", "        if students != len(self._lineages):\n", "        if students < len(self._lineages):\n", POLICY, "test_students_of_other_shards_are_no_start_for_votes"),
+    _m("lost rounds charged by today's policy alone", COSTS, "(*own, *(event for event in earlier if not any(_covers(one, event) for one in own)))", "(*own,)", COSTED, "test_a_lost_round_is_charged_for_all_that_it_may_have_been"),
+    _m("one data under two blocks", AGENT, "        if known not in (None, self.config.block):\n", "        if False:\n", POLICY, "test_data_that_has_been_charged_is_not_charged_as_another_block"),
+    _m("no protection at the server's choice", "fedkd/config.py", 'if "none" in self.also and self.mechanism != "none":', "if False:", POLICY, "test_a_policy_that_lets_the_server_choose_no_protection_is_refused"),
+    _m("a delta that protects nobody", "fedkd/config.py", "self.delta * self.nominal_examples >= 1:", "self.delta >= 1:", POLICY, "test_a_delta_that_admits_publishing_an_example_is_refused"),
+    _m("the aggregator's noise the same in every round", "fedkd/coordinator.py", 'key = simulation_key(self._config.seed, "aggregator", run, round) if simulated else fresh_key()', 'key = simulation_key(self._config.seed, "aggregator", run, 1)', "tests/unit/test_coordinator.py", "test_the_aggregators_noise_is_fresh_unless_every_client_simulates"),
+    _m("the aggregator's noise reproducible for one who simulates", "fedkd/coordinator.py", 'all(demand.noise == "simulation" for demand in demands)', 'any(demand.noise == "simulation" for demand in demands)', "tests/unit/test_coordinator.py", "test_the_aggregators_noise_is_fresh_unless_every_client_simulates"),
+    _m("less noise under an old contract", CONTRACT, 'loud = contract.mechanism == "none" or all(', 'loud = True or all(', RELEASE, "test_a_stricter_policy_holds_at_once_also_under_an_old_contract"),
+    _m("the filter's order chosen after the fact", LIMITS, "self.first or more", "[*self.events, *more]", POLICY, "test_the_order_of_the_filter_is_the_first_contracts"),
+    _m("architecture of a further mechanism not looked at", AGENT, '"dp_sgd" in (self.policy.mechanism, *self.policy.also)', '"dp_sgd" == self.policy.mechanism', SGD, "test_an_agent_does_not_start_with_batch_norm"),
+    _m("labels outside the snapshot", "client/learner.py", 'pack({"x": own.x, "y": own.y}, {})', 'pack({"x": own.x}, {})', LEDGER, "test_other_data_never_meets_the_same_noise"),
+    _m("other shards under an old contract", CONTRACT, 'shards = contract.mechanism != "votes" or contract.shards == policy.shards', "shards = True", POLICY, "test_other_shards_end_a_contract"),
 )
 # fmt: on
 

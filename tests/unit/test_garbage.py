@@ -117,7 +117,7 @@ def test_a_resumed_run_remembers_whom_it_has_left_out(tmp_path: Path) -> None:
 
     with federation(tmp_path, scenario(2, 4), liar, []) as loop:
         assert loop.run()
-    meta = RunDirectory(tmp_path / "run").load()
+    meta = RunDirectory(tmp_path / "run").load(again=True)
     assert meta is not None and meta[1]["strikes"] == {"client-1": server.tally.STRIKES}
     (tmp_path / "run/checkpoint.safetensors").write_bytes((tmp_path / PREVIOUS).read_bytes())  # before the farewell
     with federation(tmp_path, scenario(2, 6), honest, []) as loop:
@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_costs_a_round_and_not_the_run(tmp_path: Path, capl
     for name in ("checkpoint.safetensors", "checkpoint.safetensors.previous"):
         (tmp_path / "run" / name).write_bytes(b"nothing")
     with pytest.raises(DataError, match="damaged, or of another kind"):
-        RunDirectory(tmp_path / "run").load()
+        RunDirectory(tmp_path / "run").load(again=True)
 
 
 @pytest.mark.parametrize("of", ["an earlier round", "another client"])
@@ -168,3 +168,15 @@ def test_a_server_on_a_full_disk_stops_and_goes_on_later_from_its_checkpoint(tmp
         assert loop.run()
         assert [row["round"] for row in loop.rows] == [1, 2, 3]
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_what_the_server_has_noised_is_never_gone_back_to(tmp_path: Path) -> None:
+    """A total that has left would get other noise on the same votes."""
+    run = RunDirectory(tmp_path / "run")
+    for round in (1, 2):
+        run.save({"rows": np.zeros(2, np.float32)}, {"rows": [], "round": round})
+    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:-1])
+    before = run.load(again=True)
+    assert before is not None and before[1]["round"] == 1
+    with pytest.raises(DataError):
+        run.load(again=False)
