@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedkd.distill.model import FORMAT
+from fedkd.tensors import pack
 from tests.journeys.conftest import sets, summary_of
 
 Run = Callable[..., tuple[int, str, str]]
@@ -217,3 +219,21 @@ def test_a_ledger_that_was_edited_is_reported(tmp_path: Path, fedkd: Run) -> Non
     db.close()
     refused(fedkd("ledger", "verify", out), "altered", "ledger.sqlite")
     refused(fedkd("report", out), "altered")
+
+
+@pytest.mark.parametrize(
+    "change", [("votes", "--noise-ratio", "0"), ("votes", "--noise-ratio", "nan"), ("dp_sgd", "--shards", "3")]
+)
+def test_a_plan_that_no_policy_admits(change: tuple[str, ...], fedkd: Run) -> None:
+    refused(fedkd("budget", "plan", "--epsilon", "1", "--rounds", "2", "--mechanism", *change), "no such plan")
+
+
+def test_a_scenario_that_contains_itself(tmp_path: Path, fedkd: Run) -> None:
+    (tmp_path / "deep.yaml").write_text("a: &a [*a]\n")
+    refused(fedkd("simulate", tmp_path / "deep.yaml"), "contains itself")
+
+
+def test_a_model_without_its_features(tmp_path: Path, fedkd: Run) -> None:
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(pack({"weights.a": np.zeros(2, np.float32)}, {"format": FORMAT}))
+    refused(fedkd("predict", model, write_data(tmp_path / "x.npz")), "not a whole fedkd model", str(model))
