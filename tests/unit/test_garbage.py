@@ -28,6 +28,7 @@ from tests.guards.test_disk_full import full
 
 PROXIES, CLASSES = 40, 10
 PREVIOUS = "run/checkpoint.safetensors.previous"
+VALID = {"describe": 0.5, "agree": 0.7, "answer": 0.02}  # so that most come to the answers
 Liar = Callable[[str, str, bytes], bytes]
 
 
@@ -68,7 +69,7 @@ def federation(folder: Path, config: Scenario, liar: Liar, told: list[str]) -> I
         yield Loop(grid, setting, view, RunDirectory(folder / "run", "run-1"), None)
 
 
-@pytest.mark.parametrize(("liars", "rounds"), [(20, 5), pytest.param(60, 80, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("liars", "rounds"), [(20, 5), pytest.param(120, 85, marks=pytest.mark.long)])
 def test_a_server_takes_any_replies_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, liars: int, rounds: int
 ) -> None:
@@ -79,11 +80,11 @@ def test_a_server_takes_any_replies_and_goes_on(
         nonlocal sent
         sent += 1
         valid = honest(name, method, payload)
-        return valid if method == "describe" and chance.random() < 0.5 else mutated(valid, chance)
+        return valid if chance.random() < VALID[method] else mutated(valid, chance)
 
     with federation(tmp_path, scenario(liars + 1, rounds), liar, told) as loop:
         assert loop.run()
-        assert len(loop.rows) == rounds and sent >= 2 * liars * rounds
+        assert len(loop.rows) == rounds and sent >= liars * rounds
         assert all(row["answered"] >= 1 for row in loop.rows)
         assert all(np.isfinite(array).all() for array in loop.teacher.predict(np.zeros((1, 1, 8, 8), np.float32)))
     assert told and all(line.isprintable() and len(line) < 500 for line in told), told
