@@ -1,9 +1,9 @@
-"""All methods of a continual scenario of one learner, beside each other.
+"""Methods of a continual scenario beside each other, over seeds.
 
 python benchmarks/continual.py simulations/continual/split-fashion-mnist.yaml --seeds 3 --methods proxy,joint
 
 prints a line a method: mean and standard deviation over seeds, in percent, of ACC on test and tuning split, forgetting
-and learning accuracy.
+and learning accuracy, of the learner or of a federation's teacher. Settings are to be chosen by the tuning split.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch
 
 from fedkd.config import WEIGHTS, Continual, load
 from simulations.continual.learner import LearnerRun
+from simulations.continual.run import run
 from simulations.continual.world import World, lay_out
+from simulations.runner import Options
 
 COLUMNS = ("acc", "tune_acc", "forgetting", "learning_accuracy")
 
@@ -29,17 +31,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenario", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", default=",".join(WEIGHTS))
+    parser.add_argument("--methods", help="default: all that the scenario may have")
     parser.add_argument("--set", dest="settings", action="append", default=[])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, list[list[float]]] = {method: [] for method in arguments.methods.split(",")}
+    base, first = arguments.scenario.resolve().parent, load(Continual, arguments.scenario, arguments.settings)
+    usual = ",".join(WEIGHTS) if first.clients == 1 else "proxy,finetune"
+    found: dict[str, list[list[float]]] = {method: [] for method in (arguments.methods or usual).split(",")}
     for seed in range(arguments.seeds):
-        scenario = load(Continual, arguments.scenario, [*arguments.settings, f"seed={seed}"])
         with tempfile.TemporaryDirectory() as folder:
-            base = arguments.scenario.resolve().parent
-            lay_out(scenario, Path(folder), base)
-            world = World(scenario, Path(folder), base)
+            world = World(first.model_copy(update={"seed": seed}), Path(folder), base)
             for method, rows in found.items():
                 rows.append(measure(world, method))
                 print(f"seed {seed}, {method}: " + ", ".join(map(_percent, rows[-1])), flush=True)
@@ -50,15 +51,30 @@ def main() -> None:
 
 def measure(world: World, method: str) -> list[float]:
     """One run of a method, in the order of COLUMNS."""
-    one = copy.copy(world)
     keeping: dict[str, Any] = {**world.scenario.keeping.model_dump(), "method": method}
     if method != world.scenario.keeping.method:
         keeping["weight"] = None
-    one.scenario = Continual.model_validate({**world.scenario.model_dump(), "keeping": keeping})
-    learner = LearnerRun(one, world.out / f"learner-{method}.safetensors")
+    scenario = Continual.model_validate({**world.scenario.model_dump(), "keeping": keeping})
+    summary = _alone(world, scenario) if scenario.clients == 1 else _together(world, scenario)
+    who = summary["student" if scenario.clients == 1 else "teacher"]
+    return [summary[name] if name in summary else who[name] for name in COLUMNS]
+
+
+def _alone(world: World, scenario: Continual) -> dict[str, Any]:
+    """All methods meet the same experiences, whose features are computed once."""
+    lay_out(world.scenario, world.out, world.base)
+    one = copy.copy(world)
+    one.scenario = scenario
+    learner = LearnerRun(one, world.out / f"learner-{scenario.keeping.method}.safetensors")
     learner.run(lambda row: None, lambda: False)
-    summary = learner.summary()
-    return [summary[name] if name in summary else summary["student"][name] for name in COLUMNS]
+    return learner.summary()
+
+
+def _together(world: World, scenario: Continual) -> dict[str, Any]:
+    out = world.out / scenario.keeping.method
+    summary = run(scenario, Options(out=out, base=world.base, tell=lambda text: None))
+    assert summary is not None
+    return summary
 
 
 def _percent(share: float) -> str:

@@ -85,6 +85,7 @@ class Agent:
             check_private(self.learner.model.network)
         self.ledger = Ledger(self.state / "ledger.sqlite", self.name, self._new_identity())
         self.journal = Journal(self.state)
+        self._check_block()
         self._fresh = self.learner.save()
         self._restore()
         if self.config.live is not None:
@@ -262,6 +263,7 @@ class Agent:
     def _release(self, plan: Plan, labels: Rows | None, contract: Contract) -> bytes:
         """reserve -> compute -> store -> commit; the caller sends."""
         block = self._enter(plan)
+        self._settle(block, contract)
         try:
             reservation = self.ledger.reserve(
                 plan.run,
@@ -284,6 +286,23 @@ class Agent:
             raise Refused(Code.FAILED) from None
         self._tidy()
         return payload
+
+    def _settle(self, block: str, contract: Contract) -> None:
+        """Note that this data is of this block, before it is charged there: as another block it would be charged as if
+        nobody had seen it. A stream does so itself, record by record."""
+        key = _block_key(self.learner.snapshot)
+        charged = self.stream is None and contract.mechanism == "dp_sgd" and self.learner.records
+        if charged and self.ledger.state(key) is None:
+            self.ledger.put_state({key: block})
+
+    def _check_block(self) -> None:
+        known = self.ledger.state(_block_key(self.learner.snapshot))
+        if known not in (None, self.config.block):
+            raise FedkdError(
+                f"this data has been charged as block {known!r}, and is {self.config.block!r} now",
+                where=f"client {self.name}, key 'block'",
+                fix="give the block its name back; a new block is for records that were in none before",
+            )
 
     def _compute(self, plan: Plan, labels: Rows | None, contract: Contract, reservation: Reservation) -> bytes:
         noise = NoiseSource(reservation.key)
@@ -336,9 +355,7 @@ class Agent:
 
     def _restore(self) -> None:
         name = self.ledger.state("student")
-        if name is not None:
-            self.learner.restore(self.state / name)
-        else:
+        if name is None or not self.learner.restore(self.state / name):
             self.learner.reset(self._fresh)
 
     def _tidy(self) -> None:
@@ -364,6 +381,10 @@ class Agent:
         last = text.strip().splitlines()[-1]
         self._console(f"client {self.name} failed: {last}" if self._failed else f"client {self.name} failed:\n{text}")
         self._failed = True
+
+
+def _block_key(snapshot: str) -> str:
+    return f"block of {snapshot}"
 
 
 def _lineage(contract: Contract) -> str:

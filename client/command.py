@@ -19,8 +19,9 @@ import grpc
 from client.service import serve
 from client.supervise import RelayProcess, start_relay
 from fedkd import logs
-from fedkd.config import ClientConfig, RelayConfig, load
+from fedkd.config import AGGREGATES, ClientConfig, RelayConfig, load
 from fedkd.errors import ConfigError, FedkdError
+from fedkd.privacy.costs import cost_of
 from fedkd.processes import interrupted_by_sigterm
 
 if TYPE_CHECKING:
@@ -162,7 +163,11 @@ def _terms(agent: Agent) -> str:
     policy = agent.policy
     if policy.noise == "simulation":
         _log.warning("the policy says 'noise: simulation': reproducible noise gives NO privacy guarantee")
-    return f"policy {policy.mechanism}, epsilon {policy.epsilon:g} at delta {policy.delta:g} per example"
+    mechanisms = " or ".join((policy.mechanism, *policy.also))
+    if policy.mechanism == "none":
+        return f"policy {mechanisms}: NO privacy, epsilon is infinite"
+    unit = cost_of(policy.mechanism, policy, 1, AGGREGATES[policy.mechanism][0]).unit
+    return f"policy {mechanisms}, epsilon {policy.epsilon:g} at delta {policy.delta:g} per {unit}"
 
 
 def _own_relay(agent: Agent, path: Path, address: str) -> RelayProcess:

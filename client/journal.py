@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from fedkd.errors import DataError
 from fedkd.tensors import digest
 from fedkd.wire import Message, Released
 
@@ -46,9 +47,12 @@ def read(state: Path) -> Iterator[dict[str, Any]]:
         path = state / name
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             try:
-                yield json.loads(line)
+                noted = json.loads(line)
             except ValueError:
                 continue  # a crash cut the line short; the message did not leave
+            if not isinstance(noted, dict) or not {"asked", "kind", "fields", "bytes", "digest"} <= set(noted):
+                raise DataError("a line is none of this program's", where=str(path))
+            yield noted
 
 
 def describe(message: Message) -> dict[str, Any]:

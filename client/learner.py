@@ -121,6 +121,11 @@ class Learner:
         return other
 
     @property
+    def records(self) -> int:
+        """How many private examples there are, in all parts."""
+        return sum(len(part.y) for part in self._parts)
+
+    @property
     def everything(self) -> Labelled:
         """The private examples of all parts."""
         x, y = zip(*((one.data.x, one.data.y) for one in self._lineages), strict=True)
@@ -189,9 +194,15 @@ class Learner:
             content["labels"] = self.labels
         return pack(content, {"client": self._config.name})
 
-    def restore(self, path: Path) -> None:
-        """Continue from a file that holds what ``save`` gave. Raises DataError."""
-        self._continue(read_packed(path)[0])
+    def restore(self, path: Path) -> bool:
+        """Continue from a file that holds what ``save`` gave. False, and nothing done, if it is of another number of
+        students: each of them has learned from records that are another's now. Raises DataError."""
+        content = read_packed(path)[0]
+        students = 1 + len({name.split(".")[0] for name in content if name.split(".")[0].isdecimal()})
+        if students != len(self._lineages):
+            return False
+        self._continue(content)
+        return True
 
     def reset(self, saved: bytes) -> None:
         """Go back to what ``save`` gave."""

@@ -519,6 +519,11 @@ class Policy(Schedule, Protection):
             raise ValueError("a chosen noise seed gives no privacy: remove 'seed', or say 'noise: simulation'")
         if self.noise == "simulation" and self.seed is None:
             raise ValueError("'noise: simulation' needs a 'seed'")
+        if "none" in self.also and self.mechanism != "none":
+            raise ValueError("with 'none' under 'also' any server could choose that there is no protection at all")
+        if "dp_sgd" in (self.mechanism, *self.also) and self.delta * self.nominal_examples >= 1:
+            # to publish one of n examples in the clear is (0, 1/n)-private
+            raise ValueError("delta must be below 1 / nominal_examples: else it admits that an example is published")
         return self
 
 
@@ -974,7 +979,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
+        tree, lines = yaml.safe_load(text), dict(_lines(node))
+    except RecursionError:
+        raise ConfigError("the configuration contains itself, or is nested too deep", where=str(path)) from None
     except FileNotFoundError:
         raise ConfigError("the configuration file does not exist", where=str(path), fix="check the path") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -987,7 +994,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         return {}, {}
     if not isinstance(tree, dict):
         raise ConfigError("a configuration is a mapping of keys to values", where=str(path))
-    return tree, dict(_lines(node))
+    return tree, lines
 
 
 def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:

@@ -253,7 +253,8 @@ class Coordinator:
         """The noise that the aggregator owes: as much as the most demanding of these clients has contracted.
 
         Its key is drawn at each call and kept nowhere. A crash before the checkpoint draws anew, and then nothing that
-        had the first noise on it has left the server.
+        had the first noise on it has left the server: an older checkpoint is never gone back to where there is such
+        noise (``server.run``), and a client that has been asked for a later round gives nothing of this one again.
         """
         demands = [self._demands[client] for client in sorted(clients) if client in self._demands]
         variances = tuple(max(column) for column in zip(*(demand.variances for demand in demands), strict=True))

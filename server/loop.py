@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedkd import wire
 from fedkd.config import Federation, ServerConfig, load
-from fedkd.coordinator import Coordinator, Terms
+from fedkd.coordinator import CENTRAL, Coordinator, Terms
 from fedkd.data import encoding, sources
 from fedkd.data.proxy import ProxySet
 from fedkd.data.sources import Examples
@@ -74,7 +74,7 @@ class Loop:
         self._nodes: dict[int, str] = {}
         self._agreed: dict[int, bool] = {}
         self._quarantine = Quarantine()
-        saved = run.load()
+        saved = run.load(again=config.aggregation.kind not in CENTRAL)
         if saved is None:
             self._coordinator = Coordinator(config, terms, self._teacher, anchor=setting.anchor)
         else:

@@ -76,15 +76,17 @@ class RunDirectory:
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in meta["rows"]]
         write_atomic(self.path / "metrics.jsonl", "".join(lines).encode())
 
-    def load(self) -> tuple[Arrays, dict[str, Any]] | None:
-        """The checkpoint, if there is one; the one before if it is damaged, since clients send a round's bytes again at
-        no cost. Raises DataError if neither can be used."""
+    def load(self, *, again: bool) -> tuple[Arrays, dict[str, Any]] | None:
+        """The checkpoint, if there is one. If it is damaged, the one before where a round may be played ``again``:
+        clients send its bytes once more at no cost, but what the server has noised itself would be noised twice.
+
+        Raises DataError if none can be used."""
         if not self.checkpoint.exists():
             return None
         try:
             return _read(self.checkpoint)
         except DataError as error:
-            if not self._previous.exists():
+            if not (again and self._previous.exists()):
                 raise
             _log.warning("the last checkpoint cannot be used, so that a round is played again: %s", error)
             return _read(self._previous)

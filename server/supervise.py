@@ -248,7 +248,11 @@ def _wait_until_listening(address: str, service: Service) -> None:
         with contextlib.suppress(OSError), socket.create_connection(host_and_port(address), timeout=1.0):
             return
         time.sleep(0.1)
-    raise FedkdError("the SuperLink did not start", where=address, fix=f"see {service.log}")
+    raise FedkdError(
+        "the SuperLink did not start",
+        where=address,
+        fix=f"see {service.log}; superlink-*.db beside it may be moved away, a run goes on without it",
+    )
 
 
 def _check(config: ServerProcesses) -> None:

@@ -146,15 +146,16 @@ class Baselines:
     def _federated(self, plan: Planned, engine: Engine) -> Result | None:
         """Every round each silo trains from the mean of all weights. None when asked to stop."""
         model = self._fresh(plan)
-        size = len(pack(model.arrays(), {}))
+        size, after = len(pack(model.arrays(), {})), []
         for round in range(1, plan.rounds + 1):
             if self._stop():
                 return None
             job = plan.job(round, model)
             model.load(averaged(_all(engine, "train", job), by_size=plan.name not in PRIVATE))
+            after.append(self._score(model, "test"))
         engine.map("forget")
         sent = {"bytes_up": size * plan.rounds, "bytes_down": size * (plan.rounds + 1)}
-        return {**self._measured(model), **plan.spent, **sent, "rounds": plan.rounds}
+        return {**self._measured(model), **plan.spent, **sent, "rounds": plan.rounds, "accuracy_by_round": after}
 
     def _fresh(self, plan: Planned) -> Model:
         return Model.fresh(plan.student, self._view, initial_seed(self._scenario.seed, plan.name), self._base)

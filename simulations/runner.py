@@ -207,6 +207,7 @@ def write_report(out: Path, scenario: Scenario, exports: Mapping[str, Any]) -> N
         provenance=collect.provenance([out]),
         config_hash=config_hash(scenario),
         public_weights=collect.public_weights([out]),
+        compared=collect.compared([out]),
     )
     forms: dict[str, Form] = {"report.txt": "text", "report.json": "json", "report.html": "html"}
     for name, form in forms.items():

@@ -42,6 +42,10 @@ SGD, LEDGER, RELEASE, CHAINED, COSTED, POLICY, WRITERS = (
     for name in ("dp_sgd", "ledger", "release", "chain", "costs", "policy", "two_writers")
 )
 LIVE, LEARNS_ON = "tests/continual/test_live.py", "tests/guards/test_live_client.py"
+GARBAGE, GATE, DISK, FUZZ, ENDS = (
+    *("tests/unit/test_garbage.py", "tests/unit/test_gate.py", "tests/guards/test_disk_full.py"),
+    *("tests/guards/test_fuzz.py", "tests/unit/test_ends.py"),
+)
 EXPORT, VERSIONS = "tests/device/test_export.py", "tests/device/test_versions.py"
 
 
@@ -190,7 +194,7 @@ MUTANTS = (
     _m("noise of the most demanding client forgotten", "fedkd/coordinator.py", "tuple(max(column) for column", "tuple(min(column) for column", "tests/unit/test_coordinator.py", "test_a_round_has_the_noise_of_its_most_demanding_client"),
     _m("agreements to fewer noises than the rule adds", "fedkd/coordinator.py", "if len(variances) != needed and self._aggregate != \"mean\":", "if False:", "tests/unit/test_coordinator.py", "test_an_agreement_must_ask_for_the_noises_that_the_rule_adds"),
     # -- the policy
-    _m("more answers than the policy allows", CONTRACT, "most = offer.examples if policy.max_answers is None else min(policy.max_answers, offer.examples)", "most = offer.examples", POLICY, OFFERS),
+    _m("more answers than the policy allows", CONTRACT, "most = there if policy.max_answers is None else min(policy.max_answers, there)", "most = there", POLICY, OFFERS),
     _m("more answers than there are examples", CONTRACT, "if not 1 <= offer.queries <= most:", "if not 1 <= offer.queries:", POLICY, OFFERS),
     _m("any aggregate for any mechanism", CONTRACT, "    if not fitting:\n        raise Refused(Code.MECHANISM)\n", "    fitting = fitting or [policy.mechanism]\n", POLICY, OFFERS),
     _m("a sum of few", CONTRACT, 'if fitting[0] == "sum" and offer.clients < FEWEST_IN_A_SUM:', "if False:", POLICY, OFFERS),
@@ -412,6 +416,16 @@ MUTANTS = (
     _m("lowest limit forgotten", "fedkd/config.py", "            return min([self.epsilon, *self.block_epsilons.values()])\n", "            return self.epsilon\n", POLICY, "test_what_touches_all_blocks_keeps_the_lowest_limit"),
     _m("block changed under its contract", "client/agent.py", "check_plan(self.policy, contract, plan, self.config.block)", "check_plan(self.policy, contract, plan, contract.events[0].blocks[0] if contract else \"all\")", POLICY, "test_a_contract_of_one_block_does_not_pay_for_a_block_with_a_lower_limit"),
     _m("limits of blocks that nothing is added to", BOOK, "*more], accountant, block_of(more))", "*more], accountant)", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
+    _m("garbage asked for ever", "server/tally.py", "return self._strikes[client] >= STRIKES", "return False", GARBAGE, "test_who_sends_only_garbage_is_asked_no_more_and_has_no_influence"),
+    _m("quarantine forgotten at a restart", "server/loop.py", 'self._quarantine = Quarantine(meta["strikes"])', "self._quarantine = Quarantine()", GARBAGE, "test_a_resumed_run_remembers_whom_it_has_left_out"),
+    _m("replayed reply taken", "fedkd/coordinator.py", "if (answers.run, answers.client, answers.round, answers.plan) != expected:", "if False:", GARBAGE, "test_a_replayed_reply_is_refused_and_told"),
+    _m("damaged checkpoint used", "server/run.py", "if mark != digest(pack(arrays, meta)):", "if False:", GARBAGE, "test_a_damaged_checkpoint_costs_a_round_and_not_the_run"),
+    _m("round given up while clients start again", "server/loop.py", "return tally.silent(self._setting.clients) > 0 and seconds < self._setting.patience", "return False", ENDS, "test_a_round_waits_for_a_client_that_starts_again"),
+    _m("failing app started for ever", "server/commands.py", "self.status == FAILED and not self.details.startswith(_RAISED)", "self.status == FAILED", ENDS, "test_an_app_that_ends_with_an_error_of_its_own_is_not_started_again"),
+    _m("one relay's flood passed on", "server/gate.py", "if not self._allowances[name].enter():", "if not self._allowances[name].enter() and False:", GATE, "test_a_flood_of_one_relay_is_turned_away_and_told_once_and_others_are_served"),
+    _m("caller says where it is", "server/gate.py", "proxy_headers=False,", "proxy_headers=True,", GATE, "test_any_request_of_a_stranger_is_refused_and_the_log_stays_short"),
+    _m("half a file left on a full disk", "fedkd/state.py", "        temporary.unlink(missing_ok=True)  # on a full disk", "        pass  # on a full disk", DISK, "test_an_agent_on_a_full_disk_answers_nothing_and_later_the_same_bytes_for_one_charge"),
+    _m("console filled by garbage", "client/agent.py", "if self._malformed <= MALFORMED_TOLD:", "if True:", FUZZ, "test_the_console_is_told_of_garbage_a_hundred_times_at_most"),
 )
 # fmt: on
 

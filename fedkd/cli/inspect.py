@@ -48,6 +48,7 @@ def report(
         provenance=collect.provenance(path),
         config_hash=collect.config_hash(path),
         public_weights=collect.public_weights(path),
+        compared=collect.compared(path),
         audit=collect.audits(path),
     )
     text = render(result, form or form_of(out))

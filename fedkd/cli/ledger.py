@@ -108,18 +108,21 @@ def recover(
         gap = book.missing()
         if gap is None:
             return print(f"{config.name}: nothing is missing")
-        events = [] if gap.fork else _most(policy, config, base)  # a fork is refused by the ledger itself
+        events = [] if gap.fork else _most(policy, config, base, book)  # a fork is refused by the ledger itself
         if not yes and not gap.fork:
             _tell(config.name, gap, events)
             typer.confirm("Charge them, for ever?", abort=True)
         _say_charged(config.name, book, book.recover(events), policy)
 
 
-def _most(policy: Policy, config: ClientConfig, base: Path) -> Sequence[PrivacyEvent]:
+def _most(policy: Policy, config: ClientConfig, base: Path, book: Ledger) -> Sequence[PrivacyEvent]:
     from fedkd.data.proxy import ProxySet
     from fedkd.privacy.costs import most
+    from fedkd.privacy.events import PrivacyEvent
 
-    return most(policy, len(ProxySet.load(base / config.proxy)))
+    contracts = book.export()["contracts"]
+    known = [PrivacyEvent.from_record(event) for contract in contracts for event in contract["events"]]
+    return most(policy, len(ProxySet.load(base / config.proxy)), known)
 
 
 def _tell(client: str, gap: Gap, events: Sequence[PrivacyEvent]) -> None:

@@ -31,7 +31,7 @@ def sweep(
     overrides: AXIS = None,
     grid: Annotated[Path | None, typer.Option(help="YAML file of axes: a mapping from keys to lists")] = None,
     seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help="seeds of every combination")] = None,
-    out: Annotated[Path, typer.Option(help="folder of the runs; those that have ended are skipped")] = Path("sweep"),
+    out: Annotated[Path, typer.Option(help="folder of the runs; finished ones are skipped")] = Path("runs/sweep"),
     workers: Annotated[int | None, typer.Option(min=1, help="worker processes; they change no result")] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="choose by the public tuning split; show its accuracies")

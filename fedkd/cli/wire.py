@@ -61,7 +61,7 @@ def _sent(state: Path) -> Iterator[dict[str, Any]]:
     for event in export["events"]:
         charges.setdefault(str(event["digest"]), []).append(event)
     for line in journal.read(state):
-        yield {"client": export["client"], **line, "paid_by": _payment(line, charges.get(line["digest"], []))}
+        yield {"client": export["client"], **line, "paid_by": _payment(line, charges.get(str(line["digest"]), []))}
 
 
 def _payment(line: Mapping[str, Any], charges: list[Mapping[str, Any]]) -> str:

@@ -130,10 +130,13 @@ class Model:
         if meta.get("format") != FORMAT:
             raise DataError("not a fedkd model", where=str(path), fix="give a student or the teacher")
         base = base or Path.cwd()
-        features = restore(meta["features"], below("features.", content), base)
-        architecture = Architecture.model_validate(meta["architecture"])
-        shape = tuple(features.spec["shape"])
-        network = students.build(architecture, features.dim, shape, meta["classes"], 0, base)
-        model = cls(network, features, architecture, meta["proxy"], meta["classes"])
+        try:
+            features = restore(meta["features"], below("features.", content), base)
+            architecture = Architecture.model_validate(meta["architecture"])
+            shape, classes, proxy = tuple(features.spec["shape"]), meta["classes"], meta["proxy"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"not a whole fedkd model: {error}", where=str(path)) from None
+        network = students.build(architecture, features.dim, shape, classes, 0, base)
+        model = cls(network, features, architecture, proxy, classes)
         model.load(below("weights.", content))
         return model

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from fedkd.config import Mechanism, Policy
 from fedkd.errors import PrivacyError
@@ -89,9 +90,10 @@ def cost_of(mechanism: Mechanism, policy: Policy, queries: int, aggregate: str, 
     return Cost(mechanism, "example", "add_remove", (Part(0.0, 1.0, 1, None),))
 
 
-def most(policy: Policy, proxies: int) -> tuple[PrivacyEvent, ...]:
+def most(policy: Policy, proxies: int, known: Iterable[PrivacyEvent] = ()) -> tuple[PrivacyEvent, ...]:
     """What a round on a proxy set of so many examples has cost at the most, whichever of the policy's mechanisms it was
-    of: the events of all of them. Raises PrivacyError where the policy leaves that open."""
+    of: the events of all of them. Beside them those of the ``known`` contracts, since a lost round may have been of one
+    that was drawn up under an earlier policy. Raises PrivacyError where the policy leaves that open."""
     mechanisms = (policy.mechanism, *policy.also)
     if "none" in mechanisms:
         return cost_of("none", policy, proxies, "mean").events(0.0)
@@ -108,4 +110,12 @@ def most(policy: Policy, proxies: int) -> tuple[PrivacyEvent, ...]:
             fix="set 'max_answers' to the most that any policy of this client has ever allowed",
         )
     costs = [cost_of(mechanism, policy, queries, "confident_votes") for mechanism in mechanisms]
-    return tuple(event for cost in costs for event in cost.events(cost.loud(policy.min_noise)))
+    own = [event for cost in costs for event in cost.events(cost.loud(policy.min_noise))]
+    earlier = [replace(event, blocks=(ALL,)) for event in dict.fromkeys(known)]
+    return (*own, *(event for event in earlier if not any(_covers(one, event) for one in own)))
+
+
+def _covers(one: PrivacyEvent, other: PrivacyEvent) -> bool:
+    """Whether ``one`` costs at least as much, whatever comes beside it."""
+    louder = replace(other, noise_multiplier=one.noise_multiplier, steps=one.steps)
+    return one == louder and other.noise_multiplier >= one.noise_multiplier and other.steps <= one.steps

@@ -243,6 +243,9 @@ class Ledger:
             return None
         if charge["plan"] != plan:
             raise Refused(Code.PLAN)
+        if round < self._chain.last_round(run) and _is_noised_elsewhere(charge):
+            # its total has left with the aggregator's noise: the same votes under other noise would be a second release
+            raise Refused(Code.ORDER)
         try:
             payload = (self._outbox / commit["digest"]).read_bytes()
         except FileNotFoundError:
@@ -327,6 +330,10 @@ def _in_block(contract: Contract, block: str | None) -> Contract:
 
 def _events(body: Mapping[str, Any]) -> tuple[PrivacyEvent, ...]:
     return tuple(PrivacyEvent.from_record(event) for event in body["events"])
+
+
+def _is_noised_elsewhere(charge: Mapping[str, Any]) -> bool:
+    return any(event["mechanism"] in ("sum", "votes") for event in charge["events"])
 
 
 def _unreadable(error: Exception, path: Path) -> LedgerError:

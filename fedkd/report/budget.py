@@ -44,11 +44,12 @@ def budget_report(
     provenance: Mapping[str, str] | None = None,
     config_hash: str | None = None,
     public_weights: Sequence[str] = (),
+    compared: Sequence[str] = (),
     audit: Sequence[AuditResult] = (),
 ) -> BudgetReport:
     """The report of client -> LedgerExport. ``delta`` overrules the policies'; ``provenance`` is by proxy hash;
-    ``public_weights`` are the hashes of what networks started from; ``audit`` are results of ``fedkd audit``, and one
-    that refutes its claim leaves no guarantee.
+    ``public_weights`` are the hashes of what networks started from; ``compared`` is what a simulation was compared
+    with; ``audit`` are results of ``fedkd audit``, and one that refutes its claim leaves no guarantee.
 
     Raises PrivacyError if the accountants disagree by more than TOLERANCE, or for events or a delta that they cannot
     account for.
@@ -66,7 +67,7 @@ def budget_report(
         units=units,
         trust_models={mechanism: statements.trust(mechanism) for mechanism in used},
         outputs_covered=statements.covered(used),
-        outputs_not_covered=statements.not_covered(used),
+        outputs_not_covered=statements.not_covered(used, compared),
         floating_point={mechanism: statements.arithmetic(mechanism) for mechanism in used},
         audit=shown,
         code=Code(
@@ -121,7 +122,7 @@ def _client(name: str, export: LedgerExport, delta: float | None, provenance: Ma
         mechanisms=[part for contract in contracts for part in mechanisms(contract)],
         adaptivity=statements.adaptivity(past_of(export).contracts, account.events),
         noise=noise,
-        randomness=statements.RANDOMNESS.get(noise, statements.UNKNOWN_NOISE),
+        randomness=statements.randomness(noise, {event.mechanism for event in account.events}),
         proxies={str(c["proxy"]): provenance.get(str(c["proxy"]), "not given") for c in contracts},
         contracts=[Agreed(**{key: contract[key] for key in Agreed.model_fields}) for contract in contracts],
         ledger_head=export["head"],
@@ -138,6 +139,13 @@ def limits_of(policy: Mapping[str, Any] | None, contracts: Sequence[Mapping[str,
         example=None if whole else epsilon,
         client=epsilon if whole else given.get("client"),
         one_example_in_each_block=given.get("lifetime"),
+        blocks={
+            block: contract["limits"]["epsilon"]
+            for contract in contracts
+            if contract["limits"]["unit"] == "example"
+            for event in contract["events"]
+            for block in event["blocks"]
+        },
     )
 
 

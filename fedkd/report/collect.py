@@ -14,6 +14,7 @@ from fedkd.data.proxy import ProxySet
 from fedkd.errors import ConfigError, DataError
 from fedkd.privacy.ledger import Ledger
 from fedkd.report.audit import AuditResult
+from fedkd.report.comparisons import LABELS
 
 LEDGER = "ledger.sqlite"
 AUDIT = "audit.json"
@@ -62,10 +63,23 @@ def public_weights(paths: Sequence[Path]) -> list[str]:
     for path in paths:
         versions, client = path / "versions.json", path / "client.yaml"
         if versions.exists():
-            found |= set(json.loads(versions.read_text()).get("public_weights", {}).values())
+            found |= _named(versions)
         if client.exists():
             found |= {load(ClientConfig, client).student.init_hash or ""} - {""}
     return sorted(found)
+
+
+def _named(versions: Path) -> set[str]:
+    try:
+        return set(json.loads(versions.read_text(encoding="utf-8")).get("public_weights", {}).values())
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"not the versions of a run: {error}", where=str(versions), fix="run it again") from None
+
+
+def compared(paths: Sequence[Path]) -> list[str]:
+    """What the simulations in these run directories were compared with, in words; but for students alone."""
+    names = {file.stem for path in paths if path.is_dir() for file in path.glob("baselines/*.json")}
+    return [label for name, label in LABELS.items() if name in names - {"local"}]
 
 
 def audits(paths: Sequence[Path]) -> list[AuditResult]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 
-from fedkd.report.comparisons import NOTE, TEACHER, WEIGHTS, Group, Row, Spread
+from fedkd.report.comparisons import NOTE, SIMULATED, TEACHER, WEIGHTS, Group, Row, Spread
 
 Cell = Callable[[Row], str]
 PANELS = (("accuracy", "test accuracy", 1.0), ("bytes_up", "kB up, a client", 1e-3), ("seconds", "seconds", 1.0))
@@ -20,24 +20,32 @@ def table(groups: Sequence[Group], *, markdown: bool = False) -> str:
     lines = _markdown(cells) if markdown else _aligned(cells)
     several = any(len(row.seeds) > 1 for row in rows)
     notes = ["mean (least–largest) over seeds"] if several else []
+    notes += [SIMULATED]
     notes += [NOTE] if any(row.method in WEIGHTS for row in rows) else []
     return "\n".join([*lines, *([""] if markdown and notes else []), *notes])
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Cell]:
     """Epsilons of two units are two columns."""
-    units = [unit for unit in ("example", "client") if any(row.unit == unit for row in rows)] or ["example"]
     return {
         "run": lambda row: row.group,
         "seeds": lambda row: " ".join(map(str, row.seeds)),
         "model": lambda row: row.label,
         "accuracy": lambda row: _spread(row.measured["accuracy"], 100, 1),
         "worst client": lambda row: _spread(row.measured["worst"], 100, 1),
-        **{f"ε an {unit}" if unit == "example" else f"ε a {unit}": _epsilon(unit) for unit in units},
+        **{_of_one(unit): _epsilon(unit) for unit in _units(rows)},
         "kB up": lambda row: _spread(row.measured["bytes_up"], 1e-3, 1),
         "kB down": lambda row: _spread(row.measured["bytes_down"], 1e-3, 1),
         "seconds": lambda row: _spread(row.measured["seconds"], 1, 1),
     }
+
+
+def _units(rows: Sequence[Row]) -> list[str]:
+    return [unit for unit in ("example", "client") if any(row.unit == unit for row in rows)] or ["example"]
+
+
+def _of_one(unit: str) -> str:
+    return f"ε an {unit}" if unit == "example" else f"ε a {unit}"
 
 
 def _epsilon(unit: str) -> Cell:
@@ -82,10 +90,13 @@ def draw(groups: Sequence[Group], path: Path) -> None:
     names = [f"{row.group}: {row.label}" if len(groups) > 1 else row.label for row in rows]
     with matplotlib.rc_context({"svg.hashsalt": "fedkd"}):
         figure = Figure(figsize=(12, 1.6 + 0.3 * len(rows)), layout="constrained")
-        panels = figure.subplots(1, len(PANELS) + 1, sharey=True)
-        for axes, (name, title, factor) in zip(panels, (*PANELS, ("epsilon", "epsilon", 1.0)), strict=True):
+        units = _units(rows)
+        panels = figure.subplots(1, len(PANELS) + len(units), sharey=True)
+        drawn = [(*panel, None) for panel in PANELS] + [("epsilon", _of_one(unit), 1.0, unit) for unit in units]
+        for axes, (name, title, factor, unit) in zip(panels, drawn, strict=True):
             for line, row in enumerate(rows):
-                _mark(axes, line, row, name, factor, marks[row.method])
+                if unit is None or row.unit in (unit, "none"):
+                    _mark(axes, line, row, name, factor, marks[row.method])
             axes.set(xlabel=title)
             axes.grid(axis="x", color="0.85")
         panels[0].set_yticks(range(len(rows)), names)

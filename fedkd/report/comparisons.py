@@ -27,6 +27,7 @@ WEIGHTS = ("fedavg", "fedprox", "fedavg_dp_sgd")
 """Those in which weights leave the client."""
 
 NOTE = "FedAvg and FedProx send weights, to compare with in a simulation: fedkd has no message for them"
+SIMULATED = "simulated: the noise is reproducible, and gives no guarantee; each epsilon is at its own run's delta"
 TEACHER = "teacher"
 MEASURED = ("accuracy", "worst", "tune_accuracy", "epsilon", "bytes_up", "bytes_down", "seconds")
 
@@ -51,6 +52,8 @@ class Run:
             lines = (path / "server" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             seconds = sum(json.loads(line)["seconds"] for line in lines)
             methods = {TEACHER: _teacher(summary, round(seconds, 2)), **summary.get("baselines", {})}
+            for method in methods.values():
+                method["unit"], method["accuracy"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"not the files of a run ({error!r})", where=str(path), fix="run it again") from None
         return cls(path, load(Scenario, path / "config.yaml").model_dump(mode="json"), methods)

@@ -91,7 +91,7 @@ def _bars(name: str, spent: Spend) -> Iterator[Bar]:
     if spent.limit is not None and spent.per_round:
         for block, epsilon in spent.per_block.items():
             label = name if len(spent.per_block) == 1 else f"{name}, {'other data' if block == 'all' else block}"
-            yield Bar(label, float(epsilon), spent.limit)
+            yield Bar(label, float(epsilon), spent.limit_per_block[block])
 
 
 def _merged(bars: Iterable[Bar]) -> list[Bar]:

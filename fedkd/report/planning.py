@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from pydantic import ValidationError
+
 from fedkd.config import AGGREGATES, FEW_IN_A_SUM, FEWEST_IN_A_SUM, Mechanism, Policy
 from fedkd.errors import BudgetExceeded, ConfigError, PrivacyError
 from fedkd.privacy import calibration
@@ -49,7 +51,19 @@ class Schedule:
     @cached_property
     def cost(self) -> Cost:
         """Of one round, as an agent with such a policy would charge it for such an offer."""
-        policy = Policy(
+        policy = self._policy()
+        kind = "confident_votes" if self.threshold else AGGREGATES[self.mechanism][0]
+        return cost_of(self.mechanism, policy, self.answers, kind, self.block)
+
+    def _policy(self) -> Policy:
+        try:
+            return self._as_policy()
+        except ValidationError as error:
+            what = str(error.errors()[0]["msg"])
+            raise ConfigError(f"there is no such plan: {what}", fix="see fedkd budget plan --help") from None
+
+    def _as_policy(self) -> Policy:
+        return Policy(
             mechanism=self.mechanism,
             epsilon=1.0,
             delta=self.delta,
@@ -61,8 +75,6 @@ class Schedule:
             nominal_examples=1,
             proxies=("-",),
         )
-        kind = "confident_votes" if self.threshold else AGGREGATES[self.mechanism][0]
-        return cost_of(self.mechanism, policy, self.answers, kind, self.block)
 
     def events(self, noise: float, rounds: int) -> list[PrivacyEvent]:
         """Those of the whole run."""

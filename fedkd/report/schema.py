@@ -53,10 +53,15 @@ class Limits(Model):
     example: Finite | None = Field(description="epsilon of an example, in whichever block")
     client: Finite | None = Field(description="epsilon of everything that the client holds")
     one_example_in_each_block: Finite | None = Field(description="epsilon of all blocks together")
+    blocks: dict[str, Finite] = Field(
+        description="epsilon of an example in each block that has been charged, as its newest contract has it"
+    )
 
     def of(self, unit: Unit) -> float | None:
-        """The limit of that unit."""
-        return self.example if unit == "example" else self.client
+        """The limit of that unit; of an example the largest that a block has."""
+        if unit == "client" or self.example is None:
+            return self.client if unit == "client" else None
+        return max([self.example, *self.blocks.values()])
 
 
 class Spend(Model):
@@ -72,6 +77,7 @@ class Spend(Model):
     curve: list[Point] = Field(description="the whole delta(epsilon) curve, at powers of ten of delta")
     per_round: list[Charge] = Field(description="after each charge, or after some of them evenly spread, the last too")
     per_block: dict[str, Number] = Field(description="an example in each block; 'all': in one that no charge names")
+    limit_per_block: dict[str, Finite] = Field(description="of each of them; empty without a limit")
     one_example_in_each_block: Number | None = Field(
         description="of a person with at most one example in each block: all blocks composed; null for a whole client"
     )

@@ -125,8 +125,14 @@ def spend(account: Account, unit: Unit, limits: Limits, points: int) -> Spend:
         curve=_curve(account, unit),
         per_round=_per_round(account, unit, points),
         per_block={block: number(spent) for block, spent in blocks.items()},
+        limit_per_block=_limits(unit, limits, blocks),
         one_example_in_each_block=number(account.epsilon(unit, account.events)) if unit == "example" else None,
     )
+
+
+def _limits(unit: Unit, limits: Limits, blocks: Iterable[str]) -> dict[str, float]:
+    own, usual = limits.blocks if unit == "example" else {}, limits.example if unit == "example" else limits.client
+    return {} if usual is None else {block: own.get(block, usual) for block in blocks}
 
 
 def _curve(account: Account, unit: Unit) -> list[Point]:

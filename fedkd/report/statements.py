@@ -57,6 +57,11 @@ NOT_COVERED_CENTRAL = (
     "what the aggregator does with bare votes: that it adds the noise it is asked for, and shows the votes to nobody"
 )
 
+NOT_COVERED_COMPARED = (
+    "what this simulation has also trained on the same data, to compare with, which is in no ledger, and in no "
+    "deployment"
+)
+
 ARITHMETIC = {
     "dp_sgd": "The noise is a float64 inverse-CDF Gaussian added to float32 sums of clipped gradients before the "
     "optimiser. It is not hardened against attacks on floating-point noise (Mironov 2012, "
@@ -75,7 +80,19 @@ RANDOMNESS = {
     "simulation": "NO GUARANTEE: the noise is reproducible from the run's seed; whoever knows the seed can remove it",
 }
 
+CENTRAL_NOISE = "drawn by the trusted aggregator, for each round anew; this ledger cannot tell how"
+
 UNKNOWN_NOISE = "NO GUARANTEE: the ledger does not say where the noise came from"
+
+
+def randomness(noise: str, mechanisms: Collection[str]) -> str:
+    """Where the noise came from, by the policy's word for it and the mechanisms that were charged."""
+    own = RANDOMNESS.get(noise, UNKNOWN_NOISE)
+    central = {*mechanisms} & {*CENTRAL}
+    if noise != "os" or not central:
+        return own
+    added = f"of {' and '.join(sorted(central))}: {CENTRAL_NOISE}"
+    return added if central == {*mechanisms} else f"{added}; of the others: {own}"
 
 
 def trust(mechanism: str) -> str:
@@ -93,10 +110,11 @@ def covered(mechanisms: Collection[str]) -> list[str]:
     return [*COVERED, *([COVERED_TRAINING] if not {*mechanisms} - {"dp_sgd"} else [])]
 
 
-def not_covered(mechanisms: Collection[str]) -> list[str]:
-    """Outputs that the numbers say nothing about."""
+def not_covered(mechanisms: Collection[str], compared: Sequence[str] = ()) -> list[str]:
+    """Outputs that the numbers say nothing about; ``compared`` is what a simulation was compared with, in words."""
+    others = [f"{NOT_COVERED_COMPARED}: {', '.join(compared)}"] if compared else []
     bare = [NOT_COVERED_STUDENT] if {*mechanisms} & {"gaussian", *CENTRAL} else []
-    return [*([NOT_COVERED_CENTRAL] if {*mechanisms} & {*CENTRAL} else []), *bare, *NOT_COVERED]
+    return [*([NOT_COVERED_CENTRAL] if {*mechanisms} & {*CENTRAL} else []), *bare, *NOT_COVERED, *others]
 
 
 NOTHING: dict[Unit, str] = {
@@ -164,9 +182,13 @@ def adaptivity(contracts: int, events: Sequence[PrivacyEvent]) -> str:
         return fixed
     if all(event.sample_rate == 1 for event in events):
         # Smith & Thakurta 2022 (arXiv:2210.17520); Koskela, Tobaben & Honkela 2022 (arXiv:2209.15596)
-        return f"{fixed}; later contracts may depend on earlier answers, which costs full-batch Gaussians nothing"
+        return (
+            f"{fixed}; later contracts may depend on earlier answers, which costs full-batch Gaussians nothing where "
+            "the limit was fixed in advance: the proven bound is the policy's limit, and the epsilon shown is what has "
+            "been counted towards it so far"
+        )
     return (
         f"{fixed}; later contracts may depend on earlier answers, and PLD bounds sampled batches only where all was "
         "fixed in advance: the number that limits and is reported is that of a Renyi filter (Feldman & Zrnic 2021, "
-        "arXiv:2008.11193)"
+        "arXiv:2008.11193); the proven bound is its limit, and the epsilon shown is what has been counted so far"
     )

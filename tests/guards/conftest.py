@@ -87,6 +87,12 @@ class Device:
         settings = {"epsilon": 3.0, "delta": 1e-5, "steps": 2, "nominal_examples": 20, "proxies": self.proxy.hash}
         (self.base / "policy.yaml").write_text(config.dump(Policy.model_validate({**settings, **policy})))
 
+    def configure(self, **client: Any) -> None:
+        """Change the client's configuration."""
+        path = self.base / "client.yaml"
+        before = config.load(ClientConfig, path).model_dump()
+        path.write_text(config.dump(ClientConfig.model_validate({**before, **client})))
+
     def start(self) -> Agent:
         OPEN.append(Agent(self.base / "client.yaml", self.console.append))
         return OPEN[-1]

@@ -209,7 +209,9 @@ def test_a_lost_round_is_charged_for_all_that_it_may_have_been() -> None:
     ]
     assert {event.blocks for event in events} == {("all",)}
     assert most(policy("votes", min_noise=2.0), 9)[0].steps == 9
-    assert most(policy("dp_sgd", also=["none"]), 9) == (PrivacyEvent("none", 0.0, 1.0, 1),)
+    assert most(policy("none"), 9) == (PrivacyEvent("none", 0.0, 1.0, 1),)
+    earlier = PrivacyEvent("dp_sgd", 3.0, 0.5, 100, blocks=("2026",))
+    assert most(policy("sum", min_noise=2.0), 9, [earlier, earlier])[1:] == (replace(earlier, blocks=("all",)),)
     for unclear in (policy("dp_sgd"), policy("votes", min_noise=1.0, proxies=("0" * 64, "1" * 64))):
         with pytest.raises(PrivacyError):
             most(unclear, 9)

@@ -543,8 +543,10 @@ def test_an_agent_does_not_start_with_batch_norm(mode: str, new_device: Any) -> 
         "def Net(shape, classes):\n"
         f"    return nn.Sequential(nn.Linear(shape[0], 4), {AGENT_MODES[mode]}, nn.Linear(4, classes))\n"
     )
-    with pytest.raises(FedkdError, match="BatchNorm"):
-        device.start()
+    for policy in ({}, {"mechanism": "sum", "also": ["dp_sgd"]}):
+        device.decide(**policy)
+        with pytest.raises(FedkdError, match="BatchNorm"):
+            device.start()
 
 
 def test_a_round_that_failed_leaves_no_hooks_behind(monkeypatch: pytest.MonkeyPatch) -> None:

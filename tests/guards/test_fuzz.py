@@ -50,3 +50,12 @@ def decoded(reply: bytes) -> object:
     from fedkd.tensors import unpack
 
     return wire.decode(reply, SCHEMA[unpack(reply)[1]["kind"]])
+
+
+def test_the_console_is_told_of_garbage_a_hundred_times_at_most(new_device: Any) -> None:
+    device = new_device()
+    agent = device.start()
+    for _ in range(3 * MALFORMED_TOLD):
+        agent.handle("answer", b"garbage")
+    assert len(device.console) == MALFORMED_TOLD
+    assert device.console[-1].endswith("further ones are not told")

@@ -12,19 +12,22 @@ import pytest
 
 from client.agent import BARE, Agent
 from client.learner import Learner
-from fedkd import config, wire
-from fedkd.config import FEW_IN_A_SUM, FEWEST_IN_A_SUM, ClientConfig, Policy
+from fedkd import wire
+from fedkd.config import FEW_IN_A_SUM, FEWEST_IN_A_SUM, Policy
 from fedkd.data import proxy
 from fedkd.distill import features
+from fedkd.errors import FedkdError
 from fedkd.privacy.accounting import Pld
 from fedkd.privacy.blocks import by_block
 from fedkd.privacy.contract import Contract, Refused, allows, draw_up
 from fedkd.privacy.events import PrivacyEvent
+from fedkd.privacy.filters import first_choice
 from fedkd.privacy.limits import Past
 from fedkd.privacy.units import adjacency, seen_by
 from fedkd.tensors import digest
 from fedkd.wire import Agreement, Answers, Code, Learned, Refusal
 from tests import builders
+from tests.guards.conftest import examples
 
 REPLIES = (Agreement, Answers, Learned, Refusal)
 QUIET = {"accept_low_utility": True}
@@ -377,17 +380,15 @@ def test_an_agent_charges_the_block_that_its_configuration_names_today(new_devic
     device.agree(agent)
     device.ask(agent, device.plan(1))
     agent.close()
-    path = device.base / "client.yaml"
-    path.write_text(config.dump(config.load(ClientConfig, path).model_copy(update={"block": "2027"})))
-    agent = device.start()
+    agent = moved(device, "2027")
     assert code(device.ask(agent, device.plan(2))) is None
     assert [event["blocks"] for event in agent.ledger.export()["events"]] == [["2026"], ["2027"]]
 
 
 def moved(device: Any, block: str) -> Agent:
     """The device's agent after its data has come to another block."""
-    path = device.base / "client.yaml"
-    path.write_text(config.dump(config.load(ClientConfig, path).model_copy(update={"block": block})))
+    device.configure(block=block)
+    device.hold(*examples(20, seed=sum(block.encode())))
     return device.start()
 
 
@@ -464,6 +465,75 @@ def test_a_student_that_was_trained_without_noise_is_no_start_for_dp_sgd(
     assert starts.seen[1][1] == fresh, "nothing that private data shaped"
     assert starts.seen[2][1] == trained != fresh, "a private lineage goes on"
     assert sum("a new student" in line for line in device.console) == 1
+
+
+def test_students_of_other_shards_are_no_start_for_votes(new_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example that two students have learned from would move two votes, and is charged for one."""
+    device = new_device(policy={"mechanism": "votes", "shards": 4, "epsilon": 900.0, **QUIET})
+    starts = Starts(monkeypatch)
+    for run, shards in (("run-1", 4), ("run-2", 3), ("run-3", 6), ("run-4", 6)):
+        device.decide(mechanism="votes", shards=shards, epsilon=900.0)
+        agent = device.start()
+        assert isinstance(device.agree(agent, run=run, aggregate="votes"), Agreement)
+        assert code(device.ask(agent, device.plan(run=run))) is None
+        assert (starts.seen[-1][1] == agent._fresh) is (run != "run-4"), run
+        agent.close()
+
+
+@pytest.mark.parametrize("mechanism", ["sum", "votes"])
+def test_votes_of_a_round_whose_total_has_left_are_not_given_again(mechanism: str, new_device: Any) -> None:
+    """The aggregator would put other noise on them: a second release for one charge."""
+    device = new_device(policy={"mechanism": mechanism, "epsilon": 2.0, **QUIET})
+    agent = device.start()
+    device.agree(agent, aggregate=mechanism)
+    first = device.ask(agent, device.plan(1))
+    assert code(first) is None and device.ask(agent, device.plan(1)) == first, "a round that is not over"
+    assert code(device.ask(agent, device.plan(2))) is None
+    assert code(device.ask(agent, device.plan(1))) is Code.ORDER
+
+
+def test_data_that_has_been_charged_is_not_charged_as_another_block(new_device: Any, private_examples: Any) -> None:
+    device = new_device(client={"block": "2026"})
+    agent = device.start()
+    device.agree(agent)
+    assert code(device.ask(agent, device.plan(1))) is None
+    agent.close()
+    device.configure(block="2027")
+    with pytest.raises(FedkdError, match="charged as block '2026'"):
+        device.start()
+    device.hold(*private_examples(20, 2))
+    device.start().close()
+
+
+def test_a_policy_that_lets_the_server_choose_no_protection_is_refused() -> None:
+    with pytest.raises(ValueError, match="no protection at all"):
+        policy(also=["none"])
+
+
+def test_a_delta_that_admits_publishing_an_example_is_refused() -> None:
+    with pytest.raises(ValueError, match="nominal_examples"):
+        policy(nominal_examples=1000, delta=1e-3)
+    assert policy(nominal_examples=1000, delta=9e-4).delta == 9e-4
+
+
+def test_other_shards_end_a_contract() -> None:
+    made = draw_up(policy(mechanism="votes", shards=4), builders.offer(aggregate="votes"), Past())
+    assert allows(policy(mechanism="votes", shards=4), made)
+    assert not allows(policy(mechanism="votes", shards=3), made)
+
+
+def test_the_order_of_the_filter_is_the_first_contracts() -> None:
+    first, later = PrivacyEvent("dp_sgd", 8.0, 0.01, 10), PrivacyEvent("dp_sgd", 0.8, 0.5, 500)
+    found = Past((first, later), 2, (first,)).accountant([later], 1e-5, another=True)
+    assert found == first_choice([first], 1e-5) != first_choice([first, later], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("unit", "adjacency"), [("client", "replace"), ("client", "add_remove"), ("example", "replace")]
+)
+def test_sampling_amplifies_for_examples_that_come_or_go_alone(unit: Any, adjacency: Any) -> None:
+    with pytest.raises(ValueError):
+        PrivacyEvent("sum", 1.0, 0.5, 1, unit, adjacency)
 
 
 def test_after_no_protection_at_all_dp_sgd_is_refused_and_would_start_anew(new_device: Any) -> None:

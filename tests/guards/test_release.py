@@ -88,7 +88,7 @@ def test_these_are_all_messages_and_all_words_of_refusal() -> None:
 def test_the_bytes_of_answers_hold_the_schema_and_the_rows_alone() -> None:
     arrays, header = unpack(wire.encode(answers_of(ROWS)))
     assert header == {
-        "schema": 2,
+        "schema": 3,
         "kind": "answers",
         "run": "run-1",
         "client": "alice",
@@ -289,6 +289,10 @@ def test_a_stricter_policy_holds_at_once_also_under_an_old_contract(new_device: 
         ({}, {"nominal_examples": 10}),
         ({}, {"sample_rate": 0.5}),
         ({}, {"max_rounds": 2}),
+        ({}, {"max_answers": 2}),
+        ({}, {"min_noise": 500.0}),
+        ({}, {"client_epsilon": 1.0}),
+        ({}, {"lifetime_epsilon": 1.0}),
     ):
         device = new_device(policy=old)
         agent = device.start()

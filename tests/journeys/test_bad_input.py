@@ -55,6 +55,10 @@ def test_labels_and_examples_of_different_lengths(tmp_path: Path, fedkd: Run) ->
     refused(fedkd("simulate", "--out", tmp_path / "r", *sets("data.source=npz", f"data.path={file}")), str(file))
 
 
+def test_liars_outside_a_simulation(tmp_path: Path, fedkd: Run) -> None:
+    refused(fedkd("prepare", "--out", tmp_path / "f", *sets("poison.kind=random")), "'poison'", "simulated only")
+
+
 def test_too_few_examples_for_the_proxy_set(tmp_path: Path, fedkd: Run) -> None:
     refused(fedkd("simulate", "--out", tmp_path / "r", *sets("proxy.size=5000")), "proxy.size")
 

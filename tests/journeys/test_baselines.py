@@ -69,6 +69,20 @@ def test_weights_are_counted_up_and_down_in_every_round_and_down_once_more(compa
     assert size > 4 * (10 * 10 + 10)  # ten components, ten classes, float32
     for name in ("fedavg", "fedprox", "fedavg_dp_sgd"):
         assert (found[name]["bytes_up"], found[name]["bytes_down"]) == (2 * size, 3 * size)
+        assert len(found[name]["accuracy_by_round"]) == 2
+        assert found[name]["accuracy_by_round"][-1] == found[name]["accuracy"]
+
+
+def test_the_privacy_report_says_that_no_ledger_has_the_comparisons(compared: Path, fedkd: Run) -> None:
+    code, out, _ = fedkd("report", compared)
+    told = json.loads((compared / "report.json").read_text())["outputs_not_covered"][-1]
+    assert (
+        code == 0
+        and told in " ".join(out.split())
+        and "in no ledger" in told
+        and "FedAvg of DP-SGD silos" in told
+        and "local" not in told
+    )
 
 
 def test_comparisons_do_not_depend_on_the_number_of_workers(compared: Path, tmp_path: Path, fedkd: Run) -> None:

@@ -235,7 +235,7 @@ def test_a_copy_signed_by_somebody_else_shows_whose_key_it_is(alice: Client, fed
     assert code == 0 and f"by key {thief.public}" in out and "head file: none" in out
 
 
-@pytest.mark.parametrize("also", [[], ["sum"], ["none"]])
+@pytest.mark.parametrize("also", [[], ["sum"], ["sum", "votes"]])
 def test_a_lost_round_may_have_been_of_any_mechanism(also: list[str], alice: Client, fedkd: Run) -> None:
     alice.restore()
     lock(alice)
@@ -244,7 +244,19 @@ def test_a_lost_round_may_have_been_of_any_mechanism(also: list[str], alice: Cli
     ledger = alice.open()
     kinds = {event.mechanism for event in ledger.history()[1:]}
     ledger.close()
-    assert kinds == {"dp_sgd", *also} if "none" not in also else {"none"}
+    assert kinds == {"dp_sgd", *also}
+
+
+def test_a_lost_round_may_have_been_of_an_earlier_contract(alice: Client, fedkd: Run) -> None:
+    charged = json.loads(fedkd("ledger", "export", alice.folder, "--json")[1])[0]
+    alice.restore()
+    lock(alice)
+    alice.decide(steps=1)
+    assert fedkd("ledger", "recover", alice.folder, "--yes")[0] == 0
+    ledger = alice.open()
+    lost = ledger.history()[1:]
+    ledger.close()
+    assert max(event.steps for event in lost) >= charged["steps"] > 1
 
 
 def test_what_is_charged_counts_towards_the_limit(alice: Client, fedkd: Run) -> None:

@@ -147,7 +147,8 @@ def test_one_example_unit_release_takes_the_bound_of_the_whole_client_away() -> 
 def test_each_unit_has_its_own_limit() -> None:
     contract = agreed(mechanism="votes", epsilon=4.0, lifetime_epsilon=9.0)
     client = told({"a": export(contract)})["clients"]["a"]
-    assert client["limits"] == {"delta": 1e-5, "example": None, "client": 4.0, "one_example_in_each_block": 9.0}
+    limits = {"delta": 1e-5, "example": None, "client": 4.0, "one_example_in_each_block": 9.0}
+    assert client["limits"] == {**limits, "blocks": {}}
     assert client["spent"]["example"]["left"] is None
     assert client["spent"]["client"]["left"] == pytest.approx(4.0 - client["spent"]["client"]["epsilon"])
 
@@ -198,6 +199,13 @@ def test_an_example_pays_for_its_own_block_and_a_person_for_all() -> None:
     assert max(blocks.values()) < spend["one_example_in_each_block"] <= 5
     at_delta = {point["delta"]: point["epsilon"] for point in spend["curve"]}
     assert at_delta[1e-5] == spend["epsilon"]
+
+
+def test_each_block_is_shown_beside_its_own_limit() -> None:
+    first = agreed(block="spring", epsilon=4.0)
+    spend = example({"a": export(first, agreed([first], block="summer", epsilon=1.0))})
+    assert spend["limit_per_block"] == {"all": 1.0, "spring": 4.0, "summer": 1.0}
+    assert spend["limit"] == 4.0 and 3 < spend["per_block"]["spring"] <= 4.0 and spend["per_block"]["summer"] <= 1.0
 
 
 def test_sampled_rounds_chosen_after_answers_are_reported_by_the_filter() -> None:

@@ -49,6 +49,21 @@ def answers_to(plan: Plan, client: str, rows: Any) -> Answers:
     return answers(rows, client=client, round=plan.round, plan=plan.identity)
 
 
+def test_the_aggregators_noise_is_fresh_unless_every_client_simulates() -> None:
+    made = coordinator(kind="sum", denoise=False)
+    for client, noise in (("a", "simulation"), ("b", "os"), ("c", "simulation")):
+        made.agreed(agreement(client=client, variances=np.array([9], np.uint64), noise=noise), client)
+
+    def drawn(clients: str) -> bytes:
+        return bytes(made._central(clients).noise.discrete_gaussian((64,), 10**6).tobytes())
+
+    assert drawn("abc") != drawn("abc")
+    first = drawn("ac")
+    assert first == drawn("ac")
+    made.state.round += 1
+    assert drawn("ac") != first
+
+
 def test_a_mean_takes_clients_with_noise_of_their_own_and_clients_without() -> None:
     made = coordinator(denoise=False)
     made.agreed(agreement(client="a"), "a")

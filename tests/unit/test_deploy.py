@@ -67,3 +67,15 @@ def test_a_relay_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "opacus", "scipy", "sklearn", "dp_accounting"}
     assert not heavy & set(done.stdout.replace("'", "").replace("]", "").split(", "))
+
+
+def test_no_decision_follows_the_wall_clock() -> None:
+    """A clock that is set must end no round and release nothing: only log lines and certificates read it."""
+    root = Path(__file__).parents[2]
+    code = [path for package in ("fedkd", "server", "client") for path in (root / package).rglob("*.py")]
+    reading = {
+        str(path.relative_to(root))
+        for path in code
+        if any(word in path.read_text() for word in ("time.time(", "datetime.now(", "utcnow("))
+    }
+    assert reading == {"fedkd/certificates.py", "fedkd/trust.py"}

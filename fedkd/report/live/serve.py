@@ -7,7 +7,7 @@ import logging
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, FedkdError
 from fedkd.report.live.snapshot import Run
 
 _log = logging.getLogger(__name__)
@@ -57,11 +57,17 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Host") not in {f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")}:
             return self._answer(403, "text/plain", b"another host's name")  # a page elsewhere that points its name here
         if self.path == "/data.json":
-            return self._answer(200, "application/json", json.dumps(self.server.run.snapshot()).encode())
+            return self._data()
         if self.path not in _FILES:
             return self._answer(404, "text/plain", b"not here")
         name, kind = _FILES[self.path]
         self._answer(200, kind, files("fedkd.report.live").joinpath(name).read_bytes())
+
+    def _data(self) -> None:
+        try:
+            self._answer(200, "application/json", json.dumps(self.server.run.snapshot()).encode())
+        except FedkdError as error:
+            self._answer(500, "text/plain", str(error).encode())
 
     def _answer(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)

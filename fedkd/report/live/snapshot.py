@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fedkd.errors import ConfigError, FedkdError
+from fedkd.errors import ConfigError, DataError, FedkdError
 from fedkd.report import collect
 from fedkd.report.budget import budget_report
 
@@ -45,7 +45,10 @@ class Run:
             text = (self._server / "metrics.jsonl").read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.splitlines()]
+        try:
+            return [json.loads(line) for line in text.splitlines()]
+        except ValueError as error:
+            raise DataError(f"not the rounds of a run: {error}", where=str(self._server / "metrics.jsonl")) from None
 
     def _clients(self) -> list[dict[str, Any]]:
         """Ledgers below the run directory, where there are any: a deployed server has none to show."""

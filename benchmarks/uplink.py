@@ -1,0 +1,99 @@
+"""What a client sends: answers of fedkd against the weights of FedAvg, the same student in both, as a Markdown table.
+
+Without privacy against FedAvg, at epsilon 3 against FedAvg of silos that train with DP-SGD on the same budget.
+
+python benchmarks/uplink.py --seeds 0 1 2 --data digits fashion --epsilon none 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fedkd import config
+from fedkd.config import Scenario
+from simulations.runner import Options, Simulation
+
+# The network of two hidden layers of 200 with which FedAvg was introduced (McMahan et al. 2017, arXiv:1602.05629).
+STUDENT = "{kind: mlp, hidden: [200, 200], activation: relu, learning_rate: %s}"
+TEACHER = ["teacher.kind=mlp", "teacher.hidden=[200, 200]", "teacher.activation=relu", "teacher.learning_rate=0.005",
+           "teacher.steps=200", "training.distil_learning_rate=0.005", "proxy.tune_size=200"]  # fmt: skip
+DATA = {
+    "digits": ["data.source=digits", "clients=5"],
+    "fashion": [
+        "data.source=idx",
+        "clients=10",
+        "proxy.size=4000",
+        "features.components=100",
+        "aggregate.queries=1000",
+    ],
+}
+SETTINGS: dict[tuple[str, str], list[str]] = {
+    ("digits", "none"): ["rounds=2", "privacy.steps=60", "privacy.sample_rate=0.2", f"students=[{STUDENT % 0.1}]",
+                         "baselines={fedavg: {rounds: 10, steps: 10}}"],
+    ("digits", "3"): ["rounds=1", "privacy.steps=40", f"students=[{STUDENT % 1.0}]",
+                      "baselines={fedavg_dp_sgd: {rounds: 10, steps: 4}}"],
+    ("fashion", "none"): ["rounds=1", "privacy.steps=300", "privacy.sample_rate=0.024", f"students=[{STUDENT % 0.1}]",
+                          "baselines={fedavg: {rounds: 10, steps: 40}}"],
+    ("fashion", "3"): ["rounds=1", "privacy.steps=40", "privacy.sample_rate=0.1", f"students=[{STUDENT % 1.0}]",
+                       "baselines={fedavg_dp_sgd: {rounds: 10, steps: 4}}"],
+}  # fmt: skip
+HEAD = ("data", "ε an example", "fedkd: teacher", "students", "kB up", "FedAvg", "kB up", "times less")
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
+    parser.add_argument("--epsilon", nargs="+", choices=("none", "3"), default=["none", "3"])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    rows = [
+        _row(data, epsilon, [_run(data, epsilon, [*options.set, f"seed={seed}"]) for seed in options.seeds])
+        for data in options.data
+        for epsilon in options.epsilon
+    ]
+    print("\n".join("| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows)))
+
+
+def _run(data: str, epsilon: str, more: list[str]) -> dict[str, Any]:
+    private = ["privacy.mechanism=none"] if epsilon == "none" else [f"privacy.epsilon={epsilon}"]
+    scenario = config.load(Scenario, None, [*TEACHER, *DATA[data], *private, *SETTINGS[data, epsilon], *more])
+    with tempfile.TemporaryDirectory() as folder:
+        run = Options(out=Path(folder) / "run", base=Path.cwd(), workers=os.cpu_count() or 1, tell=lambda text: None)
+        summary = Simulation(scenario, run).run()
+    assert summary is not None
+    shown = ("teacher_accuracy", "tune_accuracy", "student_accuracy", "bytes_up", "privacy", "baselines", "seconds")
+    print(json.dumps({"data": data, "seed": scenario.seed, **{key: summary[key] for key in shown}}), flush=True)
+    return summary
+
+
+def _row(data: str, epsilon: str, found: list[dict[str, Any]]) -> list[str]:
+    averaged = [next(iter(one["baselines"].values())) for one in found]
+    up, weights = found[0]["bytes_up"], averaged[0]["bytes_up"]
+    return [
+        data,
+        "∞" if epsilon == "none" else epsilon,
+        _spread([one["teacher_accuracy"] for one in found]),
+        _spread([one["student_accuracy"]["mean"] for one in found]),
+        f"{up / 1e3:.1f}",
+        _spread([one["accuracy"] for one in averaged]),
+        f"{weights / 1e3:.0f}",
+        f"{weights / up:.0f}",
+    ]
+
+
+def _spread(values: list[float]) -> str:
+    """Mean, smallest and largest, in per cent."""
+    mean, low, high = (100 * value for value in (statistics.mean(values), min(values), max(values)))
+    return f"{mean:.1f} ({low:.1f}–{high:.1f})"
+
+
+if __name__ == "__main__":
+    main()
