@@ -116,11 +116,12 @@ class Agent:
         with self._turn:
             self._look()
 
-    def held_out(self) -> Examples:
-        """The records that nothing learns: for this device's own eyes."""
+    def held_out(self, after: int = 0) -> tuple[Examples, int]:
+        """The records that nothing learns, of those that came after the first ``after``, and how many have come by now:
+        for this device's own eyes."""
         with self._turn:
             assert self.stream is not None
-            return self.stream.held_out()
+            return self.stream.held_out(after), self.stream.taken()
 
     def _look(self) -> None:
         if self.stream is None:

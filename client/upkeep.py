@@ -13,6 +13,7 @@ from client.agent import Agent
 from fedkd.config import Device
 from fedkd.data.proxy import ProxySet
 from fedkd.device import gate
+from fedkd.device.drift import DriftWatch
 from fedkd.device.serving import Serving
 from fedkd.device.versions import Version, Versions
 from fedkd.errors import FedkdError
@@ -27,6 +28,10 @@ class Upkeep:
     def __init__(self, agent: Agent, base: Path, console: Callable[[str], None]) -> None:
         self._agent, self._base, self._console = agent, base, console
         self._judged: str | None = None
+        serve = agent.config.serve
+        self._watch = None if serve is None or serve.drift == "none" else DriftWatch(serve.drift)
+        self._seen = 0 if agent.stream is None else agent.stream.taken()
+        self._since = 0  # what had come before a drift says nothing about what is coming
 
     def look(self) -> None:
         """Once. Whatever goes wrong is told on the console; the client goes on."""
@@ -40,9 +45,11 @@ class Upkeep:
             self._console(f"client {self._agent.name}: between rounds: {traceback.format_exc()}")
 
     def _serve(self, device: Device) -> None:
-        """Register the newest student and show it to the gate, once."""
+        """Register the newest student and show it to the gate, once; again where the records have changed."""
+        if self._watch is not None:
+            self._look_for_drift(self._watch, device)
         path = self._agent.state / STUDENT
-        held_out = self._agent.held_out()
+        held_out, _ = self._agent.held_out(self._since)
         if not path.exists() or not len(held_out):
             return
         version = self._registered(path.read_bytes(), device)
@@ -56,6 +63,13 @@ class Upkeep:
         self._judged = version.id
         told = "is served" if verdict.promoted else f"is not served: {'; '.join(verdict.reasons)}"
         self._console(f"client {self._agent.name}: version {version.number}, {version.id}, {told}")
+
+    def _look_for_drift(self, watch: DriftWatch, device: Device) -> None:
+        before = self._seen
+        new, self._seen = self._agent.held_out(before)
+        if watch.see(gate.errors(self._agent.state, new, device.keep, self._base / self._agent.config.code)):
+            self._since, self._judged = before, None
+            self._console(f"client {self._agent.name}: the records have changed; versions are judged on new ones alone")
 
     def _registered(self, content: bytes, device: Device) -> Version:
         versions = Versions(self._agent.state, device.keep)

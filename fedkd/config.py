@@ -733,6 +733,9 @@ class Device(Model):
     int8: bool = Field(False, description="onnx, executorch: eight-bit student, calibrated on the proxy set")
     keep: int = Field(5, ge=2, description="versions that are kept, and served versions to go back to")
     gate: Gate = Gate()
+    drift: Literal["none", "adwin", "page_hinkley"] = Field(
+        "none", description="client: what tells from a served version's errors that records have changed"
+    )
 
     @model_validator(mode="after")
     def _exported(self) -> Self:

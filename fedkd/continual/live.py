@@ -33,8 +33,8 @@ from fedkd.tensors import digest
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS sources (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS records (sha256 TEXT PRIMARY KEY, block INTEGER NOT NULL, held_out INTEGER NOT NULL,
-    x BLOB NOT NULL, y INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS records (number INTEGER PRIMARY KEY AUTOINCREMENT, sha256 TEXT NOT NULL UNIQUE,
+    block INTEGER NOT NULL, held_out INTEGER NOT NULL, x BLOB NOT NULL, y INTEGER NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS by_block ON records (block);
 CREATE TABLE IF NOT EXISTS sealed (block INTEGER PRIMARY KEY) STRICT;
 """
@@ -190,7 +190,7 @@ class LiveStream:
         np.save(buffer, record.x, allow_pickle=False)
         held_out = int(record.identity[16:32], 16) < self._live.held_out * 2**64
         values = (record.identity, block, held_out, buffer.getvalue(), record.y)
-        self._db.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", values)
+        self._db.execute("INSERT INTO records (sha256, block, held_out, x, y) VALUES (?, ?, ?, ?, ?)", values)
         return "new"
 
     def block_of(self, record: Record) -> str:
@@ -283,9 +283,14 @@ class LiveStream:
         """The records of a block that are there to learn, in an order that does not depend on when they came."""
         return self._examples("block = ? AND held_out = 0", _number(block))
 
-    def held_out(self) -> Examples:
-        """The records that nothing learns."""
-        return self._examples("held_out = ?", 1)
+    def held_out(self, after: int = 0) -> Examples:
+        """The records that nothing learns, of those that came after the first ``after`` of all."""
+        return self._examples("held_out = 1 AND number > ?", after)
+
+    def taken(self) -> int:
+        """How many records there have ever been."""
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
+        return 0 if row is None else int(row[0])
 
     def _examples(self, which: str, value: int) -> Examples:
         query = f"SELECT x, y FROM records WHERE {which} ORDER BY sha256"

@@ -85,6 +85,16 @@ def promote(
     return Verdict(version, not reasons, tuple(reasons), measured)
 
 
+def errors(state: Path, examples: Examples, keep: int, code: Path | None = None) -> list[bool]:
+    """Which of some examples the served version gets wrong, in their order; none while nothing is served."""
+    serving = Serving(state, keep)
+    stack = serving.stack()
+    if not stack or not len(examples):
+        return []
+    wrong = predict(open_runner(serving.path(stack[-1]), code), examples.x).argmax(axis=1) != examples.y
+    return [bool(one) for one in wrong]
+
+
 def judge(gate: Gate, new: Measured, rows: Sequence[Row]) -> Iterator[str]:
     """Every reason against serving a version: ``rows`` are those of the versions that were served, the newest last.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from client.upkeep import Upkeep
 from fedkd import wire
 from fedkd.device.serving import Serving
 from fedkd.device.versions import Versions
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, FedkdError
 from fedkd.privacy.accounting import Pld
 from fedkd.privacy.blocks import by_block
 from fedkd.privacy.contract import draw_up
@@ -233,9 +234,41 @@ def test_no_held_out_record_is_learned(new_device: NewDevice, clock: Clock) -> N
     agent = device.start()
     device.agree(agent, rounds=9)
     ask(device, agent, 1)
-    held = {row.numpy().tobytes() for row in agent.learner.model.inputs(agent.held_out().x)}
+    held = {row.numpy().tobytes() for row in agent.learner.model.inputs(agent.held_out()[0].x)}
     learned = {row.numpy().tobytes() for row in agent.learner.data.x}
     assert len(held) + len(learned) == 200 and not held & learned
+
+
+@pytest.mark.parametrize("kind", ["adwin", "page_hinkley"])
+def test_a_change_of_the_records_is_told_and_new_records_alone_judge_from_then_on(
+    new_device: NewDevice, clock: Clock, kind: str
+) -> None:
+    pytest.importorskip("river")
+    device = serving(new_device, drift=kind, gate=ANYTHING)
+    agent = device.start()
+    device.agree(agent, rounds=9)
+    upkeep = Upkeep(agent, device.base, device.console.append)
+    fill(device, 0, 400)
+    clock.over(0)
+    ask(device, agent, 1)
+    agent.learner.model.save(agent.state / "student.safetensors")
+    upkeep.look()
+    x, _ = examples(2000, seed=7)
+    y = agent.learner.model.predict(x).argmax(axis=1)
+    for part, labels in enumerate((y, 1 - y)):  # what the student says, and then the opposite
+        time = np.full(2000, PERIOD * (part + 2.0))
+        np.savez(device.base / "inbox" / f"more-{part}.npz", x=x, y=labels, time=time)
+        upkeep.look()
+        assert any("have changed" in line for line in device.console) == (part == 1)
+    assert 0 < len(agent.held_out(upkeep._since)[0]) < 700 < len(agent.held_out()[0])
+
+
+def test_a_watch_without_its_package_is_told(new_device: NewDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "river", None)
+    device = serving(new_device, drift="adwin")
+    with pytest.raises(FedkdError) as caught:
+        Upkeep(device.start(), device.base, device.console.append)
+    assert "fedkd[drift]" in caught.value.fix
 
 
 # -- what an owner may write -------------------------------------------------------------------------------------------
