@@ -411,7 +411,7 @@ MUTANTS = (
     _m("limit of another block", "fedkd/config.py", "        return self.block_epsilons.get(block, self.epsilon)\n", "        return self.epsilon\n", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
     _m("lowest limit forgotten", "fedkd/config.py", "            return min([self.epsilon, *self.block_epsilons.values()])\n", "            return self.epsilon\n", POLICY, "test_what_touches_all_blocks_keeps_the_lowest_limit"),
     _m("block changed under its contract", "client/agent.py", "check_plan(self.policy, contract, plan, self.config.block)", "check_plan(self.policy, contract, plan, contract.events[0].blocks[0] if contract else \"all\")", POLICY, "test_a_contract_of_one_block_does_not_pay_for_a_block_with_a_lower_limit"),
-    _m("limits of blocks that nothing is added to", BOOK, "*more], accountant, touched)", "*more], accountant)", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
+    _m("limits of blocks that nothing is added to", BOOK, "*more], accountant, block_of(more))", "*more], accountant)", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
 )
 # fmt: on
 
