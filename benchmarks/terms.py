@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -46,15 +47,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--students", nargs="+", choices=("linear", "mlp", "cnn"), default=["linear", "mlp", "cnn"])
     parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.data:
-        found = [one(name, seed, options.steps) for seed in options.seeds]
+        found = [one(name, seed, options.steps, options.students) for seed in options.seeds]
         print(_table(name, found), flush=True)
 
 
-def one(name: str, seed: int, steps: int) -> dict[str, dict[str, float]]:
+def one(name: str, seed: int, steps: int, kinds: Sequence[str]) -> dict[str, dict[str, float]]:
     """Test accuracy by student and term ("labels": none), for one seed of splits, teacher and students."""
     data, size, architecture, students = SETTINGS[name]
     parts = {"data": data, "proxy": Proxy(size=size, labelled=True, tune_size=0), "features": Features(kind="none")}
@@ -62,7 +64,7 @@ def one(name: str, seed: int, steps: int) -> dict[str, dict[str, float]]:
     view, split = ProxyView(build_proxy(scenario, BASE), BASE), cut(scenario, BASE)
     teacher = Teaching(trained(Model.fresh(architecture, view, seed, BASE), split.private, seed), "teacher")
     found: dict[str, dict[str, float]] = {}
-    for student in students:
+    for student in (one for one in students if one.kind in kinds):
         found[student.kind] = {}
         for term in ("labels", *TERMS):
             terms = {} if term == "labels" else {term: 1.0}
