@@ -25,6 +25,7 @@ from fedkd.continual.live import LiveStream
 from fedkd.data.augment import fits
 from fedkd.data.sources import Examples
 from fedkd.distill.model import ProxyView
+from fedkd.distill.trainer import TrainsRound, learn_alone
 from fedkd.errors import BudgetExceeded, FedkdError, WireError
 from fedkd.privacy.architecture import check_private
 from fedkd.privacy.contract import Contract, Refused, allows, check_plan, draw_up
@@ -55,10 +56,10 @@ class Agent:
     _sleep = staticmethod(time.sleep)
     _now = staticmethod(time.time)  # which block of a stream is over
 
-    def __init__(self, config_path: Path, console: Console = stderr) -> None:
+    def __init__(self, config_path: Path, console: Console = stderr, train: TrainsRound = learn_alone) -> None:
         """Open everything that ``client.yaml`` names. Raises FedkdError for what a user can mend."""
         self.config = load(ClientConfig, config_path)
-        self._base, self._console = config_path.resolve().parent, console
+        self._base, self._console, self._train = config_path.resolve().parent, console, train
         self.name, self._failed, self._turn = self.config.name, False, threading.Lock()
         self._malformed = 0
         self.state = self._base / self.config.state
@@ -80,7 +81,7 @@ class Agent:
                 where=f"{self._base / self.config.policy}, key 'proxies'",
                 fix="check the proxy file, or add its hash to the policy",
             )
-        self.learner = Learner(self.config, view, self._base, self._console, self.policy.shards)
+        self.learner = Learner(self.config, view, self._base, self._console, self.policy.shards, self._train)
         if "dp_sgd" in (self.policy.mechanism, *self.policy.also):
             check_private(self.learner.model.network)
         self.ledger = Ledger(self.state / "ledger.sqlite", self.name, self._new_identity())

@@ -19,7 +19,18 @@ from fedkd.data.sources import Examples
 from fedkd.distill.losses import Objective, Targets, soften
 from fedkd.distill.model import Model, ProxyView
 from fedkd.distill.outputs import targets_of
-from fedkd.distill.trainer import Distillation, Labelled, Optimiser, Velocity, fit, learn_round, logits, optimiser_of
+from fedkd.distill.trainer import (
+    Distillation,
+    Labelled,
+    Optimiser,
+    Round,
+    TrainsRound,
+    Velocity,
+    fit,
+    learn_alone,
+    logits,
+    optimiser_of,
+)
 from fedkd.privacy.contract import Contract
 from fedkd.privacy.noise import NoiseSource
 from fedkd.rng import derive
@@ -44,10 +55,16 @@ class Learner:
     """
 
     def __init__(
-        self, config: ClientConfig, view: ProxyView, base: Path, console: Callable[[str], None], shards: int = 1
+        self,
+        config: ClientConfig,
+        view: ProxyView,
+        base: Path,
+        console: Callable[[str], None],
+        shards: int = 1,
+        train: TrainsRound = learn_alone,
     ) -> None:
-        """Raises DataError for data that does not fit the proxy set."""
-        self._config, self._view, self._base = config, view, base / config.code
+        """Raises DataError for data that does not fit the proxy set. ``train`` is what trains a round."""
+        self._config, self._view, self._base, self._train = config, view, base / config.code, train
         self._seed, self._console = derive(config.seed, "client", config.name), console
         self.labels: Rows | None = None
         self._parts = self._own(self._private_examples(base), shards)
@@ -142,8 +159,8 @@ class Learner:
         """One round of private training, beside the soft labels of the proxy set."""
         for one in self._lineages:
             distillation = self._distillation(one, labels, temperature, f"{contract.run} {round}")
-            one.velocity = learn_round(
-                one.model.network, one.data, contract, self.optimiser, noise, distillation, one.velocity
+            one.velocity = self._train(
+                Round(one.model.network, one.data, contract, self.optimiser, noise, distillation, one.velocity)
             )
         self.labels = labels
 

@@ -50,6 +50,8 @@ AGGREGATES: dict[Mechanism, tuple[Rule, ...]] = {
 }
 """What answers of a mechanism may be used for: the usual rule, and others."""
 FEWEST_IN_A_SUM, FEW_IN_A_SUM = 20, 50  # clients below which a noised sum is refused, and warned of
+COHORT_FROM = 10
+"""Clients from which engine: auto trains students of linear layers together."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -620,6 +622,12 @@ class Scenario(Federation):
         (Student(),), min_length=1, description="dealt to the clients in turn"
     )
     training: Training = Training()
+    engine: Literal["auto", "process", "cohort"] = Field(
+        "auto",
+        description="process: every client trained by itself, by --workers processes; cohort: students of linear "
+        "layers trained together, in one process; auto: cohort for 10 clients and more that all have such "
+        "students. The two round differently. A stream's clients are always trained by themselves",
+    )
     privacy: Privacy = Privacy()
     poison: Poison | None = Field(None, description="clients that lie; only where clients are simulated")
     baselines: Annotated[
@@ -652,6 +660,13 @@ class Scenario(Federation):
         if self.poison is not None and 0 < self.poison.share * self.clients <= 0.5:
             raise ValueError(f"poison.share {self.poison.share} of {self.clients} clients is nobody: raise one of them")
         return self
+
+    @property
+    def trained_together(self) -> bool:
+        """Whether the engine is the cohort: a function of the scenario alone, since it decides how sums are rounded."""
+        linear = all(s.kind in ("linear", "mlp") and not s.dropout for s in self.students)
+        many = self.clients >= COHORT_FROM and linear and self.privacy.shards == 1
+        return self.engine == "cohort" or (self.engine == "auto" and many)
 
     @property
     def aggregation(self) -> Aggregate:
@@ -905,6 +920,8 @@ class Continual(Scenario):
         for name in ("baselines", "poison"):
             if getattr(self, name):
                 raise ValueError(f"{name!r} is for 'fedkd simulate': remove it")
+        if self.engine == "cohort":
+            raise ValueError("a stream's clients are trained by themselves: engine 'cohort' is for 'fedkd simulate'")
         if len(self.privacy.epsilons) > self.stream.experiences:
             raise ValueError("privacy.epsilons has more limits than there are experiences")
         self._check_alone() if self.clients == 1 else self._check_together()

@@ -257,12 +257,15 @@ class LocalGrid(Grid):
     node's would after the relay; the traceback goes to this process's log.
     """
 
-    def __init__(self, app: ClientApp, nodes: Mapping[int, NodeConfig], workers: int = 1) -> None:
+    def __init__(
+        self, app: ClientApp, nodes: Mapping[int, NodeConfig], workers: int = 1, pool: ThreadPoolExecutor | None = None
+    ) -> None:
+        """``pool`` is used, and shut down at the end, instead of one of ``workers`` threads."""
         _claim_task_identity()
         self._app = app
         self._contexts = {node: _local_context(node, config) for node, config in nodes.items()}
         self._turns = {node: threading.Lock() for node in nodes}
-        self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="node")
+        self._pool = pool or ThreadPoolExecutor(max_workers=workers, thread_name_prefix="node")
         self._replies: dict[str, Future[Message]] = {}
         self._pushed = 0
         self._run = Run.create_empty(_RUN_ID)

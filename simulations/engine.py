@@ -6,8 +6,9 @@ import contextlib
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,15 +17,22 @@ from typing import Any, Protocol
 from client import channel
 from client.app import app as relay
 from fedkd.errors import FedkdError
-from fedkd.flower import LocalGrid
+from fedkd.flower import LocalGrid, NodeConfig
 from simulations.host import Host
 from simulations.poison import HONEST, Liars
+from simulations.together import Together
 
 
 class Hosts(Protocol):
     """Carries a call to the process that hosts a client."""
 
     def call(self, client: str, method: str, argument: Any) -> Any: ...
+
+    def pool(self) -> ThreadPoolExecutor:
+        """Threads on which to call."""
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """While calls are handed to the pool that belong together."""
 
     def close(self) -> None: ...
 
@@ -38,6 +46,14 @@ class Here:
     def call(self, client: str, method: str, argument: Any) -> Any:
         """Run it here."""
         return self._host.call(client, method, argument)
+
+    def pool(self) -> ThreadPoolExecutor:
+        """One thread: one call at a time."""
+        return ThreadPoolExecutor(1)
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Nobody waits for anybody."""
+        return contextlib.nullcontext()
 
     def close(self) -> None:
         """Close the agents."""
@@ -77,6 +93,14 @@ class Workers:
             raise result
         return result
 
+    def pool(self) -> ThreadPoolExecutor:
+        """A thread a worker."""
+        return ThreadPoolExecutor(len(self._processes))
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Nobody waits for anybody."""
+        return contextlib.nullcontext()
+
     def close(self) -> None:
         """Ask every worker to end, and wait for it."""
         for pipe in self._pipes:
@@ -105,14 +129,42 @@ def _reply(host: Host, client: str, method: str, argument: Any) -> tuple[bool, A
         return False, error if isinstance(error, FedkdError) else FedkdError(repr(error), where=client)
 
 
-class Engine:
-    """The hosts, and a Grid on which the server loop finds their clients."""
+class _Gathering(LocalGrid):
+    """A grid over hosts."""
 
-    def __init__(self, folders: Mapping[str, Path], test: Path, workers: int, liars: Liars = HONEST) -> None:
+    def __init__(self, nodes: Mapping[int, NodeConfig], hosts: Hosts) -> None:
+        super().__init__(relay, nodes, pool=hosts.pool())
+        self._hosts = hosts
+
+    def push_messages(self, messages: Iterable[Any]) -> list[str]:
+        """Start the app for each message, once all of them are there."""
+        with self._hosts.gathered():
+            return super().push_messages(messages)
+
+
+class Engine:
+    """The hosts, and a Grid on which the server loop finds their clients.
+
+    With ``together`` all agents are in this process, and those with students of one shape are trained together;
+    ``workers`` then does nothing.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        test: Path,
+        workers: int,
+        liars: Liars = HONEST,
+        *,
+        together: bool = False,
+    ) -> None:
         self.clients: Sequence[str] = sorted(folders)
         workers = min(workers, len(folders))
-        self._hosts: Hosts = Workers(folders, test, workers, liars) if workers > 1 else Here(folders, test, liars)
-        self._threads = workers
+        self._hosts: Hosts
+        if together:
+            self._hosts = Together(folders, test, liars)
+        else:
+            self._hosts = Workers(folders, test, workers, liars) if workers > 1 else Here(folders, test, liars)
         self._names = [f"{id(self)}-{name}" for name in self.clients]
 
     def map(
@@ -123,8 +175,9 @@ class Engine:
     ) -> dict[str, Any]:
         """Call the host of these clients (none: all), the workers in parallel. Raises the first client's error."""
         some = [client for client in self.clients if clients is None or client in clients]
-        with ThreadPoolExecutor(self._threads) as pool:
-            calls = {c: pool.submit(self._hosts.call, c, method, argument(c)) for c in some}
+        with self._hosts.pool() as pool:
+            with self._hosts.gathered():
+                calls = {c: pool.submit(self._hosts.call, c, method, argument(c)) for c in some}
             return {client: call.result() for client, call in calls.items()}
 
     @contextlib.contextmanager
@@ -135,7 +188,7 @@ class Engine:
         try:
             for name, client in zip(self._names, self.clients, strict=True):
                 channel.register_local(name, partial(self._hosts.call, client))
-            with LocalGrid(relay, nodes, workers=self._threads) as grid:
+            with _Gathering(nodes, self._hosts) as grid:
                 yield grid
         finally:
             for name in self._names:

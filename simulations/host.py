@@ -15,10 +15,12 @@ from fedkd.config import Data
 from fedkd.continual.exam import examine
 from fedkd.data import sources
 from fedkd.data.sources import Examples
+from fedkd.distill.cohort import Member
 from fedkd.distill.model import Model
-from fedkd.distill.trainer import Labelled, accuracy
+from fedkd.distill.trainer import Labelled, TrainsRound, accuracy, learn_alone
 from fedkd.errors import FedkdError
 from fedkd.privacy.calibration import USEFUL
+from fedkd.privacy.cohort import Shape
 from fedkd.privacy.contract import Contract
 from fedkd.privacy.limits import Limits
 from fedkd.privacy.noise import NoiseSource, simulation_key
@@ -41,10 +43,17 @@ class Host:
     """Opens agents when they are first called. ``accuracy``, ``local``, ``train``, ``forget``, ``export`` and
     ``ledger`` are the harness's: a deployment has nothing like them."""
 
-    def __init__(self, folders: Mapping[str, Path], test: Path, liars: Liars = HONEST) -> None:
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        test: Path,
+        liars: Liars = HONEST,
+        trainer: Callable[[str], TrainsRound] = lambda client: learn_alone,
+    ) -> None:
+        """``trainer`` gives what trains the rounds of a client."""
         # one thread, so that sums are made in one order whatever the machine and the number of workers
         torch.set_num_threads(1)
-        self._folders, self._test, self._liars = folders, test, liars
+        self._folders, self._test, self._liars, self._trainer = folders, test, liars, trainer
         self._agents: dict[str, Agent] = {}
         self._inputs: dict[str, Labelled] = {}
         self._silos: dict[str, Silo] = {}
@@ -72,6 +81,14 @@ class Host:
         reply = agent.handle(method, argument)
         return self._liars.spoil(client, reply, agent.ledger.contract) if method == "answer" else reply
 
+    def members(self) -> dict[str, Member]:
+        """Those of all clients whose students a cohort can train."""
+        learners = {client: self._agent(client).learner for client in self._folders}
+        shapes = {client: Shape.of(learner.model.network.body) for client, learner in learners.items()}
+        return {
+            client: Member(shape, len(learners[client].data.y)) for client, shape in shapes.items() if shape is not None
+        }
+
     def close(self) -> None:
         """Close the agents."""
         for agent in self._agents.values():
@@ -80,7 +97,7 @@ class Host:
     def _agent(self, client: str) -> Agent:
         if client not in self._agents:
             try:
-                self._agents[client] = Agent(self._folders[client] / "client.yaml")
+                self._agents[client] = Agent(self._folders[client] / "client.yaml", train=self._trainer(client))
             except FedkdError as error:
                 raise error.at(client) from None
         return self._agents[client]

@@ -69,7 +69,8 @@ class Simulation:
         scenario, options = self._scenario, self._options
         baselines = Baselines(scenario, self._out, options.base, options.tell, options.stop)
         folders = {name: self._out / "clients" / name for name in client_names(scenario)}
-        engine = Engine(folders, self._out / "test.npz", options.workers, Liars.of(scenario))
+        together = scenario.trained_together
+        engine = Engine(folders, self._out / "test.npz", options.workers, Liars.of(scenario), together=together)
         try:
             options.tell(f"starting {len(folders)} clients")
             engine.map("open")

@@ -70,6 +70,7 @@ def _m(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 
 
 DP_SGD, NOISE, TRAINER = "fedkd/privacy/dp_sgd.py", "fedkd/privacy/noise.py", "fedkd/distill/trainer.py"
+STACKED, COHORT, TOGETHER = "fedkd/privacy/cohort.py", "fedkd/distill/cohort.py", "tests/unit/test_cohort.py"
 RULE, CODEC = "tests/contract/test_rules.py", "tests/property/test_codecs.py"
 AUGMENTED = "tests/data/test_augment.py"
 DISCRETE, INTEGERS, SUM, VOTES = (*PURE, "tests/golden/test_pate.py")
@@ -92,6 +93,7 @@ PUBLIC = "test_the_public_gradient_is_autograds_and_is_not_noised"
 SCHEDULE = "test_steps_and_sampling_rate_are_the_contracts_whatever_the_number_of_examples"
 RATE = "test_poisson_samples_have_the_rate_and_no_fixed_size"
 NO_TORCH = "test_poisson_samples_do_not_depend_on_torch_or_on_the_noise_drawn"
+DIVISOR = "test_the_divisor_is_the_nominal_batch_whatever_the_number_of_examples"
 SETTING = "test_a_setting_that_protects_nothing_is_refused"
 OWN_NOISE = "test_clients_rounds_and_runs_never_share_noise"
 CRASH = "test_a_crash_costs_nothing_more_and_gives_the_identical_bytes"
@@ -142,13 +144,26 @@ MUTANTS = (
     _m("overflow of one record seen by the server", DP_SGD, "            if bool(finite.all()):\n", "            if True:\n", RELEASE, "test_one_record_that_makes_the_student_overflow_cannot_be_seen"),
     _m("divisor is the private count", DP_SGD, "p.grad.div_(self._nominal_batch)", "p.grad.div_(max(len(x), 1))", SGD, "test_the_divisor_is_the_nominal_batch_whatever_the_number_of_examples"),
     _m("empty sample skipped", DP_SGD, "        with warnings.catch_warnings():\n", "        if not len(x):\n            return\n        with warnings.catch_warnings():\n", SGD, EMPTY),
+    # -- the update of many clients together
+    _m("clip forgotten by a cohort", STACKED, "(self._clip / (norms + 1e-6)).clamp(max=1.0) * there", "torch.ones_like(norms) * there", SGD, f"{CLIPPED}[linear-cohort]", f"{SENSITIVITY}[linear-cohort-private_alone]"),
+    _m("one layer's norm alone in a cohort", STACKED, "torch.stack(squares).sum(dim=0).sqrt()", "squares[-1].sqrt()", SGD, f"{CLIPPED}[mlp-cohort]"),
+    _m("bias left out of the norms of a cohort", STACKED, "(given.square().sum(dim=2) + 1)", "given.square().sum(dim=2)", SGD, f"{CLIPPED}[linear-cohort]"),
+    _m("examples that are not finite kept by a cohort", STACKED, "        if not bool(finite.all()):\n", "        if False:\n", SGD, "test_an_example_without_a_finite_gradient_contributes_nothing[linear-cohort-nan]"),
+    _m("noise skipped by a cohort", STACKED, "(total.double() + torch.from_numpy(n))", "(total.double() + 0 * torch.from_numpy(n))", SGD, f"{EMPTY}[linear-cohort]", f"{GAUSSIAN}[cohort]"),
+    _m("noise of a cohort not scaled by the clip", STACKED, "self._clip, self._std, self._nominal_batch = clip, noise_multiplier * clip, ", "self._clip, self._std, self._nominal_batch = clip, noise_multiplier, ", SGD, f"{NOISE_SIZE}[0-cohort]"),
+    _m("one client's noise for all of a cohort", STACKED, "= source.normal(", "= next(one for one in sources if one).normal(", TOGETHER, "test_clients_learn_together_what_each_learns_alone[linear-dp_sgd-1.0-alone]"),
+    _m("empty sample of a cohort without noise", STACKED, "            if source is not None:\n                for all", "            if source is not None and bool(sums[0][client].any()):\n                for all", SGD, f"{EMPTY}[linear-cohort]"),
+    _m("divisor of a cohort is the private count", STACKED, "[total / self._nominal_batch for", "[total / max(float(there.sum()), 1.0) for", SGD, f"{DIVISOR}[cohort]"),
+    _m("a setting of a cohort that protects nothing", STACKED, "        check_sizes(clip=clip, noise_multiplier=noise_multiplier, nominal_batch=nominal_batch)\n", "", SGD, SETTING),
+    _m("rows that fill up a sample of a cohort count", COHORT, "start + numbers < self.sizes[:, None]", "(start + numbers >= 0).expand(len(self.sizes), -1)", TOGETHER, "test_clients_learn_together_what_each_learns_alone[linear-dp_sgd-1.0-alone]"),
+    _m("long public gradient of a cohort", COHORT, "_shortened(list(found), self._contract.training.clip)", "list(found)", SGD, "test_a_long_public_gradient_is_as_long_as_the_clip_and_points_the_same_way[cohort]"),
     # -- the noise
     _m("noise skipped", DP_SGD, "(total.double() + noise)", "(total.double() + 0 * noise)", SGD, GAUSSIAN, EMPTY),
     _m("noise from torch", DP_SGD, "torch.from_numpy(self.source.normal(tuple(total.shape), self.noise_multiplier * self.max_grad_norm))", "torch.randn(total.shape).double() * self.noise_multiplier * self.max_grad_norm", SGD, EMPTY),
     _m("noise not scaled by the clip", DP_SGD, "self.noise_multiplier * self.max_grad_norm))", "self.noise_multiplier))", SGD, NOISE_SIZE),
     _m("noise added twice", DP_SGD, "self.optimiser.original_optimizer.step()", "self.optimiser.step()", SGD, NOISE_SIZE),
     _m("moving clip allowed", DP_SGD, "if self._clip is not None and value != self._clip:", "if False:", SGD, "test_the_clip_cannot_move"),
-    _m("no noise allowed", DP_SGD, "if not (math.isfinite(value) and value > 0):", "if False:", SGD, SETTING),
+    _m("no noise allowed", "fedkd/privacy/gradients.py", "if not (math.isfinite(value) and value > 0):", "if False:", SGD, SETTING),
     _m("DP-SGD releases without noise", "fedkd/privacy/mechanisms.py", "if not all(math.isfinite(event.noise_multiplier) and event.noise_multiplier > 0 for event in contract.events):", "if False:", SGD, "test_dp_sgd_without_noise_cannot_release"),
     _m("noise the same at every step", NOISE, "return ndtri(self._noise.uniform(", "return ndtri(np.random.default_rng(0).random(", SGD, "test_noise_of_two_steps_is_not_the_same"),
     _m("one stream for noise and sampling", NOISE, 'b"sampling"', 'b"noise\\0\\0\\0"', SGD, "test_no_stream_of_a_key_shifts_another"),

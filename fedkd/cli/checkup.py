@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import yaml
 
 from fedkd import trust
+from fedkd.cli.finding import Finding, Findings
 from fedkd.config import ClientConfig, Policy, RelayConfig, ServerConfig, load
 from fedkd.errors import ConfigError, FedkdError
 from fedkd.processes import host_and_port, is_loopback, listen
-
-Level = Literal["ok", "note", "problem"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. A problem stops a federation or a guarantee; a note is for the reader to judge."""
-
-    level: Level
-    what: str
-    fix: str = ""
-
-
-Findings = Iterator[Finding]
 
 
 def configuration(path: Path) -> Findings:

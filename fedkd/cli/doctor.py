@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from fedkd.cli.checkup import Finding, Findings, configuration
+from fedkd.cli.finding import Finding, Findings
 
 PACKAGES = ("server", "client", "simulations")
 COMMANDS = ("flwr", "flower-superlink", "flower-superexec", "flower-supernode", "flwr-serverapp", "flwr-clientapp")
@@ -29,6 +29,8 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="a list of findings")] = False,
 ) -> None:
     """Check the installation and, with a configuration, files, permissions, keys, ports and users. Changes nothing."""
+    from fedkd.cli.checkup import configuration  # imported late: it brings cryptography
+
     findings = [*_installation(), *(configuration(config) if config else ())]
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))

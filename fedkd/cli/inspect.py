@@ -11,7 +11,6 @@ import typer
 
 from fedkd import config
 from fedkd.errors import ConfigError
-from fedkd.state import write_atomic
 
 settings = typer.Typer(help="Schemas and resolved configurations.", no_args_is_help=True)
 
@@ -55,6 +54,8 @@ def report(
     if out is None:
         print(text, end="")
     else:
+        from fedkd.state import write_atomic
+
         write_atomic(out, text.encode())
 
 

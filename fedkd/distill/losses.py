@@ -236,12 +236,12 @@ NEEDS: dict[AnyTerm, Need] = {
 
 
 class Objective:
-    """A weighted sum of named terms. ``needs`` is what they read beside logits and soft labels."""
+    """A weighted sum of named terms, by ``weights``. ``needs`` is what they read beside logits and soft labels."""
 
     def __init__(self, weights: TeacherTerms | StudentTerms | DistilTerms) -> None:
-        kept = {name: weight for name, weight in sorted(weights.items()) if weight > 0}
-        self._parts = [(TERMS[name], weight) for name, weight in kept.items()]
-        self.needs: frozenset[Need] = frozenset(NEEDS[name] for name in kept if name in NEEDS)
+        self.weights = {name: weight for name, weight in sorted(weights.items()) if weight > 0}
+        self._parts = [(TERMS[name], weight) for name, weight in self.weights.items()]
+        self.needs: frozenset[Need] = frozenset(NEEDS[name] for name in self.weights if name in NEEDS)
 
     def __bool__(self) -> bool:
         return bool(self._parts)

@@ -136,24 +136,58 @@ class Distillation:
         perturbation: float = 0.0,
         project: nn.Module | None = None,
     ) -> None:
-        self._x, self._targets, self._objective, self._project = x, targets, objective, project
+        self._x, self._targets, self.objective, self._project = x, targets, objective, project
         self._order = public_order(seed)
         self._random = torch.Generator().manual_seed(derive(seed, "perturbations"))
         self._size = perturbation * float(x.std()) if "perturbed" in objective.needs else 0.0
 
+    @property
+    def common(self) -> object:
+        """What two of them must have in common to be learned in the same operations."""
+        targets = self._targets
+        return self.objective.weights, targets.temperature, self._x.shape, targets.earlier is None, self._project
+
+    def draw(self, size: int) -> tuple[Tensor, Tensor | None, Targets]:
+        """A random mini-batch: inputs, the same ones perturbed where a term asks for them, and targets."""
+        some = torch.randperm(len(self._x), generator=self._order)[:size]
+        x = self._x[some]
+        perturbed = "perturbed" in self.objective.needs
+        noisy = x + self._size * torch.randn(x.shape, generator=self._random) if perturbed else None
+        return x, noisy, self._targets.take(some)
+
     def batch(self, network: nn.Module, size: int) -> Tensor:
         """Mean objective of a random mini-batch (scalar, differentiable)."""
-        some = torch.randperm(len(self._x), generator=self._order)[:size]
-        outputs = observe(network, self._x[some], self._objective.needs, self._perturbed)
-        return self._objective(self._projected(outputs), self._targets.take(some)).mean()
-
-    def _perturbed(self, x: Tensor) -> Tensor:
-        return x + self._size * torch.randn(x.shape, generator=self._random)
+        x, noisy, targets = self.draw(size)
+        outputs = observe(network, x, self.objective.needs, None if noisy is None else lambda _: noisy)
+        return self.objective(self._projected(outputs), targets).mean()
 
     def _projected(self, outputs: Outputs) -> Outputs:
         if self._project is None or outputs.hidden is None:
             return outputs
         return replace(outputs, hidden=self._project(outputs.hidden))
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What ``learn_round`` is given."""
+
+    network: nn.Module
+    data: Labelled
+    contract: Contract
+    optimiser: Optimiser
+    noise: NoiseSource
+    beside: Public | None
+    velocity: Velocity
+
+
+TrainsRound = Callable[[Round], Velocity]
+
+
+def learn_alone(round: Round) -> Velocity:
+    """``learn_round``."""
+    return learn_round(
+        round.network, round.data, round.contract, round.optimiser, round.noise, round.beside, round.velocity
+    )
 
 
 def learn_round(

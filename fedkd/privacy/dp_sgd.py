@@ -7,7 +7,6 @@ policy, and noise comes from the reservation's own key.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from fedkd.errors import PrivacyError
 from fedkd.privacy.architecture import check_layers
-from fedkd.privacy.gradients import PerExampleLoss, shortened
+from fedkd.privacy.gradients import PerExampleLoss, check_sizes, shortened
 from fedkd.privacy.noise import NoiseSource
 
 MICROBATCH = 2048  # rows a backward pass; a full batch goes through in pieces of this size
@@ -119,9 +118,7 @@ class PrivateSteps:
         ghost: bool | None = None,
     ) -> None:
         check_layers(network)
-        for name, value in (("clip", clip), ("noise_multiplier", noise_multiplier), ("nominal_batch", nominal_batch)):
-            if not (math.isfinite(value) and value > 0):
-                raise PrivacyError(f"DP-SGD needs a finite {name} above 0, not {value}")
+        check_sizes(clip=clip, noise_multiplier=noise_multiplier, nominal_batch=nominal_batch)
         self._ghost = prefers_ghost(network) if ghost is None else ghost
         self._network, self._nominal_batch = network, nominal_batch
         self._params = [p for p in network.parameters() if p.requires_grad]

@@ -42,7 +42,7 @@ class NoiseSource:
 
     def normal(self, shape: tuple[int, ...], std: float) -> NDArray[np.float64]:
         """Independent N(0, std^2) of the given shape."""
-        return ndtri(self._noise.uniform(int(np.prod(shape)))).reshape(shape) * std  # type: ignore[no-any-return]
+        return ndtri(self._noise.uniform(math.prod(shape))).reshape(shape) * std  # type: ignore[no-any-return]
 
     def discrete_gaussian(self, shape: tuple[int, ...], variance: int) -> NDArray[np.int64]:
         """Independent integers N_Z(0, variance) of the given shape, exactly. Raises ValueError for a variance that is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +16,13 @@ from scipy import stats
 from torch import Tensor, nn
 
 from fedkd.config import ClientConfig, Policy, Student
-from fedkd.distill import students, trainer
+from fedkd.distill import cohort, students, trainer
+from fedkd.distill.cohort import Cohort, Member
 from fedkd.distill.losses import Objective, Targets, cross_entropy
-from fedkd.distill.trainer import Distillation, Labelled, Optimiser, learn_round
+from fedkd.distill.trainer import Distillation, Labelled, Optimiser, Round, learn_round
 from fedkd.errors import FedkdError, PrivacyError
 from fedkd.privacy import dp_sgd
+from fedkd.privacy.cohort import CohortSteps, Shape
 from fedkd.privacy.contract import Contract, Training, draw_up
 from fedkd.privacy.dp_sgd import PrivateSteps, prefers_ghost
 from fedkd.privacy.events import PrivacyEvent
@@ -32,6 +35,7 @@ CLIP, NOISE, NOMINAL = 0.7, 1.3, 7.0
 FEATURES, CLASSES = 5, 3
 KEY = bytes(range(32))
 CLIPPERS = ("hooks", "ghost")
+EVERY_WAY = (*CLIPPERS, "cohort")  # the last: among other clients, trained together
 NETWORKS: dict[str, tuple[Student, tuple[int, ...]]] = {
     "linear": (Student(kind="linear"), (FEATURES,)),
     "mlp": (Student(kind="mlp", hidden=(6,)), (FEATURES,)),
@@ -50,9 +54,12 @@ CLIPPED = [
     for kind in KINDS
     for clipper in CLIPPERS
     if clipper == "hooks" or not kind.startswith(("gru", "lstm"))
-]
+] + [("linear", "cohort"), ("mlp", "cohort")]
 
 
+GENTLE = Optimiser(learning_rate=0.1, momentum=0.0)
+FIRST = Optimiser(learning_rate=1.0, momentum=0.5)  # the momentum after a first step is its gradient
+WAYS = ("alone", "cohort")
 SETTINGS: dict[str, Any] = {"clip": CLIP, "noise_multiplier": NOISE, "nominal_batch": NOMINAL}
 
 
@@ -107,9 +114,23 @@ def examples_for(kind: str, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(n, *NETWORKS[kind][1], generator=random), torch.randint(CLASSES, (n,), generator=random)
 
 
-def public_loss(network: nn.Module, kind: str, weight: float = 50) -> Callable[[], Tensor]:
-    x, y = examples_for(kind, 9, seed=9)
-    return lambda: weight * cross_entropy(network(x), y).mean()
+class PublicLoss:
+    """Cross entropy with public labels: as a function for one client's steps, as terms for a cohort."""
+
+    def __init__(self, network: nn.Module, kind: str, weight: float) -> None:
+        self._network, self._weight = network, weight
+        self._x, self._y = examples_for(kind, 9, seed=9)
+
+    def __call__(self) -> Tensor:
+        return self._weight * cross_entropy(self._network(self._x), self._y).mean()
+
+    def terms(self) -> Distillation:
+        rows = torch.nn.functional.one_hot(self._y, CLASSES).float()
+        return Distillation(self._x, Targets(rows, 1.0), Objective({"hard_ce": self._weight}), seed=0)
+
+
+def public_loss(network: nn.Module, kind: str, weight: float = 50) -> PublicLoss:
+    return PublicLoss(network, kind, weight)
 
 
 def gradients(
@@ -121,6 +142,9 @@ def gradients(
     public: Callable[[], Tensor] | None = None,
 ) -> list[Tensor]:
     """What one step hands to the optimiser."""
+    if clipper == "cohort":
+        assert public is None or isinstance(public, PublicLoss)
+        return gradients_in_a_cohort(network, x, y, noise, None if public is None else public.terms())
     before = {name: value.clone() for name, value in network.state_dict().items()}
     optimiser = Watched(network)
     steps = PrivateSteps(
@@ -137,6 +161,29 @@ def gradients(
     network.load_state_dict(before)
     (seen,) = optimiser.seen
     return seen
+
+
+def gradients_in_a_cohort(
+    network: nn.Module, x: Tensor, y: Tensor, noise: NoiseSource, public: Distillation | None
+) -> list[Tensor]:
+    """The same of a client between two others, who have data and noise of their own."""
+    step = contract(steps=1)
+    places = {"before": Labelled(x[:0], y[:0]), "mine": Labelled(x, y), "after": labelled_like(x, 4)}
+    sources = {"before": NoiseSource(bytes(32)), "mine": noise, "after": Silence()}
+    networks = {name: copy.deepcopy(network) for name in places}
+    shape = Shape.of(getattr(network, "body", network))
+    assert shape is not None
+    together = Cohort({name: Member(shape, len(data.y)) for name, data in places.items()})
+    rounds = {
+        name: Round(networks[name], places[name], step, FIRST, sources[name], copy.deepcopy(public), {})
+        for name in places
+    }
+    return list(together.train(rounds)["mine"].values())
+
+
+def labelled_like(x: Tensor, n: int) -> Labelled:
+    random = torch.Generator().manual_seed(7)
+    return Labelled(torch.randn(n, *x.shape[1:], generator=random), torch.randint(CLASSES, (n,), generator=random))
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
@@ -174,6 +221,7 @@ def test_one_example_changes_the_sum_by_at_most_the_clip(
     x, y = examples_for(kind, 6)
     for microbatch in (3, 2048):  # 5, 6 and 7 examples lie on both sides of a boundary of 3
         monkeypatch.setattr(dp_sgd, "MICROBATCH", microbatch)
+        monkeypatch.setattr(cohort, "PIECE", microbatch)
         base = clipped_sum(network, x, y, clipper, public)
         neighbours = [(torch.cat([x, more_x]), torch.cat([y, more_y])) for more_x, more_y in additions(kind)]
         neighbours += [(torch.cat([more_x, x]), torch.cat([more_y, y])) for more_x, more_y in additions(kind)]
@@ -188,6 +236,7 @@ def test_both_clippers_sum_each_example_scaled_down_to_the_clip(
     kind: str, clipper: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dp_sgd, "MICROBATCH", 2)
+    monkeypatch.setattr(cohort, "PIECE", 2)
     network = network_of(kind)
     list(network.parameters())[-1].data[0] += 6  # sure of class 0, whose examples then have small gradients
     x, y = examples_for(kind, 5)[0], torch.tensor([0, 1, 0, 2, 0])
@@ -243,7 +292,7 @@ def test_the_dropout_masks_of_private_examples_are_as_secret_as_the_noise() -> N
 # -- noise ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clipper", CLIPPERS)
+@pytest.mark.parametrize("clipper", EVERY_WAY)
 @pytest.mark.parametrize("n", [0, 5])
 def test_every_coordinate_gets_noise_of_exactly_noise_multiplier_times_clip_once(clipper: str, n: int) -> None:
     network, noise = network_of("mlp"), Silence()
@@ -251,7 +300,7 @@ def test_every_coordinate_gets_noise_of_exactly_noise_multiplier_times_clip_once
     assert noise.asked == [(tuple(p.shape), NOISE * CLIP) for p in network.parameters()]
 
 
-@pytest.mark.parametrize("clipper", CLIPPERS)
+@pytest.mark.parametrize("clipper", EVERY_WAY)
 def test_the_noise_in_the_update_is_gaussian_of_that_size(clipper: str) -> None:
     network = nn.Sequential(nn.Linear(60, 50), nn.Tanh(), nn.Linear(50, 60))
     x, y = torch.randn(4, 60, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
@@ -263,11 +312,12 @@ def test_the_noise_in_the_update_is_gaussian_of_that_size(clipper: str) -> None:
         assert abs(noise.std() - 1) < 5 / math.sqrt(2 * noise.size)
 
 
-def test_noise_comes_from_the_key_and_not_from_torch() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_noise_comes_from_the_key_and_not_from_torch(way: str) -> None:
     def update(key: bytes, seed: int) -> bytes:
         network = network_of("linear")
         torch.manual_seed(seed)
-        learn_round(network, labelled(6), contract(sample_rate=0.5), GENTLE, NoiseSource(key), None, {})
+        learn(way, network, labelled(6), contract(sample_rate=0.5), NoiseSource(key))
         return flat(list(network.parameters())).detach().numpy().tobytes()
 
     assert update(KEY, 1) == update(KEY, 2)
@@ -337,8 +387,6 @@ def test_layers_that_share_weights_are_clipped_with_hooks() -> None:
 
 # -- public settings --------------------------------------------------------------------------------------------------
 
-GENTLE = Optimiser(learning_rate=0.1, momentum=0.0)
-
 
 def contract(**changes: Any) -> Contract:
     settings = {"steps": 3, "sample_rate": 1.0, "noise_multiplier": NOISE, **changes}
@@ -346,34 +394,49 @@ def contract(**changes: Any) -> Contract:
     return builders.contract(event, training=Training(event.steps, event.sample_rate, CLIP, NOMINAL), rounds=2)
 
 
+def learn(way: str, network: nn.Module, data: Labelled, contract: Contract, noise: NoiseSource) -> None:
+    """A round, alone or as one of a cohort."""
+    if way == "alone":
+        learn_round(network, data, contract, GENTLE, noise, None, {})
+        return
+    shape = Shape.of(network.body)  # type: ignore[arg-type]
+    assert shape is not None
+    other = Round(copy.deepcopy(network), labelled(5), contract, GENTLE, NoiseSource(bytes(32)), None, {})
+    mine = Round(network, data, contract, GENTLE, noise, None, {})
+    Cohort({"a": Member(shape, 5), "b": Member(shape, len(data.y))}).train({"a": other, "b": mine})
+
+
 def labelled(n: int) -> Labelled:
     return Labelled(*examples_for("linear", n))
 
 
-def test_the_divisor_is_the_nominal_batch_whatever_the_number_of_examples() -> None:
+@pytest.mark.parametrize("clipper", EVERY_WAY)
+def test_the_divisor_is_the_nominal_batch_whatever_the_number_of_examples(clipper: str) -> None:
     network = network_of("linear")
     x, y = examples_for("linear", 1)
-    one = flat(gradients(network, x, y, "ghost", Silence()))
+    one = flat(gradients(network, x, y, clipper, Silence()))
     for n in (2, 10, 50):
-        many = flat(gradients(network, x.repeat(n, 1), y.repeat(n), "ghost", Silence()))
+        many = flat(gradients(network, x.repeat(n, 1), y.repeat(n), clipper, Silence()))
         torch.testing.assert_close(many, n * one, rtol=1e-5, atol=1e-7)
     assert one.norm() <= CLIP / NOMINAL * (1 + 1e-6)
 
 
-def test_the_divisor_of_a_round_is_the_contracts() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_the_divisor_of_a_round_is_the_contracts(way: str) -> None:
     x, y = examples_for("linear", 1)
     moves = {}
     for n in (1, 10):
         network = network_of("linear")
-        learn_round(network, Labelled(x.repeat(n, 1), y.repeat(n)), contract(steps=1), GENTLE, Silence(), None, {})
+        learn(way, network, Labelled(x.repeat(n, 1), y.repeat(n)), contract(steps=1), Silence())
         moves[n] = flat(list(network.parameters())).detach()
     torch.testing.assert_close(moves[10], 10 * moves[1], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("n", [0, 1, 3, 40])
-def test_steps_and_sampling_rate_are_the_contracts_whatever_the_number_of_examples(n: int) -> None:
+def test_steps_and_sampling_rate_are_the_contracts_whatever_the_number_of_examples(n: int, way: str) -> None:
     noise, network = Silence(), network_of("linear")
-    learn_round(network, labelled(n), contract(steps=5, sample_rate=0.25), GENTLE, noise, None, {})
+    learn(way, network, labelled(n), contract(steps=5, sample_rate=0.25), noise)
     assert noise.sampled == [(n, 0.25)] * 5
     assert len(noise.asked) == 5 * len(list(network.parameters()))
 
@@ -429,14 +492,17 @@ def test_the_public_gradient_is_autograds_and_is_not_noised(kind: str, clipper: 
     expected = torch.autograd.grad(public(), list(network.parameters()))
     assert flat(list(expected)).norm() < CLIP
     seen = gradients(network, *examples_for(kind, 0), clipper, Silence(), public)
-    assert all(torch.equal(one, other) for one, other in zip(seen, expected, strict=True))
+    if clipper == "cohort":  # in another order
+        torch.testing.assert_close(seen, list(expected), rtol=1e-5, atol=1e-8)
+    else:
+        assert all(torch.equal(one, other) for one, other in zip(seen, expected, strict=True))
     x, y = examples_for(kind, 5)
     beside = flat(gradients(network, x, y, clipper, NoiseSource(KEY), public))
     alone = flat(gradients(network, x, y, clipper, NoiseSource(KEY)))
     torch.testing.assert_close(beside - alone, flat(list(expected)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("clipper", CLIPPERS)
+@pytest.mark.parametrize("clipper", EVERY_WAY)
 def test_a_long_public_gradient_is_as_long_as_the_clip_and_points_the_same_way(clipper: str) -> None:
     network = network_of("mlp")
     public = public_loss(network, "mlp")
@@ -479,6 +545,8 @@ def test_a_setting_that_protects_nothing_is_refused(name: str, value: float) -> 
     network = network_of("linear")
     with pytest.raises(PrivacyError, match=name):
         PrivateSteps(network, Watched(network), noise=NoiseSource(KEY), **{**SETTINGS, name: value})
+    with pytest.raises(PrivacyError, match=name):
+        CohortSteps(**{**SETTINGS, name: value})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
