@@ -50,7 +50,7 @@ AGGREGATES: dict[Mechanism, tuple[Rule, ...]] = {
 }
 """What answers of a mechanism may be used for: the usual rule, and others."""
 FEWEST_IN_A_SUM, FEW_IN_A_SUM = 20, 50  # clients below which a noised sum is refused, and warned of
-COHORT_FROM = 10
+COHORT_FROM = 50
 """Clients from which engine: auto trains students of linear layers together."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -665,7 +665,8 @@ class Scenario(Federation):
     def trained_together(self) -> bool:
         """Whether the engine is the cohort: a function of the scenario alone, since it decides how sums are rounded."""
         linear = all(s.kind in ("linear", "mlp") and not s.dropout for s in self.students)
-        many = self.clients >= COHORT_FROM and linear and self.privacy.shards == 1
+        cheap = self.features.kind in ("none", "pca")  # where features take the time, more processes save more
+        many = self.clients >= COHORT_FROM and linear and cheap and self.privacy.shards == 1
         return self.engine == "cohort" or (self.engine == "auto" and many)
 
     @property

@@ -246,18 +246,19 @@ def test_a_round_of_another_network_or_beside_another_loss_is_not_taken() -> Non
 @pytest.mark.parametrize(
     ("settings", "together"),
     [
-        ({"clients": 10}, True),
-        ({"clients": 9}, False),
-        ({"clients": 10, "engine": "process"}, False),
+        ({"clients": 50}, True),
+        ({"clients": 50, "features": {"kind": "scattering"}}, False),
+        ({"clients": 49}, False),
+        ({"clients": 50, "engine": "process"}, False),
         ({"clients": 2, "engine": "cohort"}, True),
-        ({"clients": 10, "students": ["linear", "mlp"]}, True),
-        ({"clients": 10, "students": ["linear", "cnn"]}, False),
-        ({"clients": 10, "students": [{"kind": "mlp", "dropout": 0.1}]}, False),
-        ({"clients": 10, "privacy": {"mechanism": "votes", "shards": 2}}, False),
+        ({"clients": 50, "students": ["linear", "mlp"]}, True),
+        ({"clients": 50, "students": ["linear", "cnn"]}, False),
+        ({"clients": 50, "students": [{"kind": "mlp", "dropout": 0.1}]}, False),
+        ({"clients": 50, "privacy": {"mechanism": "votes", "shards": 2}}, False),
     ],
 )
 def test_auto_is_a_function_of_the_scenario_alone(settings: Any, together: bool) -> None:
-    assert Scenario.model_validate(settings).trained_together == together
+    assert Scenario.model_validate({"features": {"kind": "pca"}, **settings}).trained_together == together
 
 
 def test_the_clients_of_a_stream_are_trained_by_themselves() -> None:
