@@ -21,7 +21,6 @@ from client.supervise import RelayProcess, start_relay
 from fedkd import logs
 from fedkd.config import AGGREGATES, ClientConfig, RelayConfig, load
 from fedkd.errors import ConfigError, FedkdError
-from fedkd.privacy.costs import cost_of
 from fedkd.processes import interrupted_by_sigterm
 
 if TYPE_CHECKING:
@@ -163,6 +162,8 @@ def _terms(agent: Agent) -> str:
     policy = agent.policy
     if policy.noise == "simulation":
         _log.warning("the policy says 'noise: simulation': reproducible noise gives NO privacy guarantee")
+    from fedkd.privacy.costs import cost_of  # the relay, which has no policy, is not to load what this needs
+
     mechanisms = " or ".join((policy.mechanism, *policy.also))
     if policy.mechanism == "none":
         return f"policy {mechanisms}: NO privacy, epsilon is infinite"
