@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,9 @@ class Collected:
 
 
 class _Coordinatewise:
-    def __init__(self, config: Aggregate) -> None:
-        self._config = config
+    def __init__(self, centre: Callable[[Ordered], NDArray[np.float64]]) -> None:
+        """``centre`` is that [values] of rising rows [values, clients]."""
+        self._centre = centre
 
     def check(self, rows: Rows, queries: int, classes: int, voters: int) -> None:
         """Raises WireError for what is no probabilities."""
@@ -54,25 +56,21 @@ class _Coordinatewise:
         """[queries, classes] probabilities; known are the queries on which something is left to scale."""
         return scaled(_by_coordinate(acc, self._centre))
 
-    def _centre(self, ordered: Ordered) -> NDArray[np.float64]:
-        """The centre [values] of rising rows [values, clients]."""
-        raise NotImplementedError
-
 
 class Median(_Coordinatewise):
     """The median of every class' probabilities over the clients, each row scaled to sum to one. A minority moves it no
     further than the range of the others."""
 
-    def _centre(self, ordered: Ordered) -> NDArray[np.float64]:
-        return median(ordered)
+    def __init__(self, config: Aggregate) -> None:
+        super().__init__(median)
 
 
 class Trimmed(_Coordinatewise):
     """The mean of every class' probabilities without the smallest and the largest share of them, each row scaled to sum
     to one."""
 
-    def _centre(self, ordered: Ordered) -> NDArray[np.float64]:
-        return trimmed_mean(ordered, self._config.trim)
+    def __init__(self, config: Aggregate) -> None:
+        super().__init__(partial(trimmed_mean, share=config.trim))
 
 
 def median(ordered: Ordered) -> NDArray[np.float64]:

@@ -6,14 +6,13 @@ is for the device's user alone: nothing in here may reach the lineage that train
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedkd.device.versions import Version, read_checked
-from fedkd.errors import ConfigError, DataError, FedkdError
+from fedkd.device.versions import Version, read_checked, read_index
+from fedkd.errors import ConfigError, FedkdError
 from fedkd.state import locked, write_atomic, write_json
 from fedkd.tensors import digest
 
@@ -48,16 +47,7 @@ class Serving:
 
     def stack(self) -> list[Served]:
         """Oldest first; the last one is served. Raises DataError for an index that cannot be read."""
-        index = self.folder / INDEX
-        if not index.exists():
-            return []
-        try:
-            found = json.loads(index.read_bytes())
-            if found["format"] != FORMAT:
-                raise ValueError(f"its format is {found['format']}")
-            return [Served.from_record(record) for record in found["stack"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"the index of served versions cannot be read: {error}", where=str(index)) from None
+        return read_index(self.folder / INDEX, FORMAT, "stack", Served.from_record)
 
     def served(self) -> Served:
         """Raises FedkdError while nothing is served."""

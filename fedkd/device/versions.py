@@ -7,11 +7,11 @@ on any measurement, or on the gate: a choice among students that is made on priv
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fedkd.errors import ConfigError, DataError
 from fedkd.state import locked, write_atomic, write_json
@@ -20,6 +20,7 @@ from fedkd.tensors import digest, unpack
 INDEX = "versions.json"
 FORMAT = "fedkd.versions/1"
 
+T = TypeVar("T")
 Epsilon = float | Literal["inf"] | None
 
 
@@ -99,16 +100,7 @@ class Versions:
 
     def all(self) -> list[Version]:
         """Oldest first. Raises DataError for an index that cannot be read."""
-        index = self.folder / INDEX
-        if not index.exists():
-            return []
-        try:
-            found = json.loads(index.read_bytes())
-            if found["format"] != FORMAT:
-                raise ValueError(f"its format is {found['format']}")
-            return [Version.from_record(record) for record in found["versions"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"the index of versions cannot be read: {error}", where=str(index)) from None
+        return read_index(self.folder / INDEX, FORMAT, "versions", Version.from_record)
 
     def find(self, id: str) -> Version:
         """By id, or by its beginning where that is enough. Raises ConfigError."""
@@ -137,6 +129,19 @@ class Versions:
     def _locked(self) -> Iterator[None]:
         with locked(self.folder / "lock"):
             yield
+
+
+def read_index(path: Path, format: str, key: str, build: Callable[[dict[str, Any]], T]) -> list[T]:
+    """What an index of that format lists under ``key``; nothing where there is none. Raises DataError."""
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_bytes())
+        if found["format"] != format:
+            raise ValueError(f"its format is {found['format']}")
+        return [build(record) for record in found[key]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"the index cannot be read: {error}", where=str(path)) from None
 
 
 def read_checked(path: Path, sha256: str) -> bytes:
