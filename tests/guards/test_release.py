@@ -311,7 +311,7 @@ def test_a_higher_limit_does_not_end_a_contract(new_device: Any) -> None:
     device.agree(agent)
     agent.close()
     device.decide(epsilon=9.0)
-    wire.decode(device.ask(device.start(), device.plan()), Answers)
+    assert wire.decode(device.ask(device.start(), device.plan()), Answers).round == 1
 
 
 # -- private records in the proxy set ---------------------------------------------------------------------------------
@@ -412,7 +412,7 @@ def test_labels_that_are_sent_whole_replace_those_of_another_codec(new_device: A
     rows = np.full((6, 2), 0.5, np.float16)
     for soft in (np.float32(rows), rows):
         plan = replace(device.plan(soft=0.5, answer=False), rows=soft, labels=wire.labels_digest(soft))
-        wire.decode(device.ask(agent, plan), Learned)
+        assert wire.decode(device.ask(agent, plan), Learned).round == plan.round
 
 
 @settings(max_examples=150, deadline=None)
