@@ -330,7 +330,7 @@ MUTANTS = (
     # -- the outbox and the state directory
     _m("outbox not verified", BOOK, 'if digest(payload) != commit["digest"]:', "if False:", LEDGER, "test_altered_bytes_in_the_outbox_are_not_sent"),
     _m("ledger of another client taken", BOOK, 'if meta["client"] != self.client:', "if False:", LEDGER, "test_the_ledger_of_another_client_is_refused"),
-    _m("two agents on one state", "client/lock.py", "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "        pass\n", LEDGER, "test_one_state_directory_has_one_agent"),
+    _m("two agents on one state", "fedkd/locks.py", "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "        pass\n", LEDGER, "test_one_state_directory_has_one_agent"),
     _m("half-trained student kept", AGENT, "        except BaseException:\n            self._restore()\n            raise", "        except BaseException:\n            raise", LEDGER, "test_a_failed_round_does_not_change_the_student"),
     _m("momentum lost at restore", "client/learner.py", "for name, array in velocity.items()}", "for name, array in ()}", LEDGER, "test_a_student_continues_from_its_file_with_weights_momentum_and_labels"),
     # -- the release
