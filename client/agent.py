@@ -18,7 +18,6 @@ import numpy as np
 
 from client.journal import Journal
 from client.learner import Learner
-from client.lock import hold
 from fedkd import wire
 from fedkd.config import FEW_IN_A_SUM, ClientConfig, Policy, load
 from fedkd.continual.live import LiveStream
@@ -27,6 +26,7 @@ from fedkd.data.sources import Examples
 from fedkd.distill.model import ProxyView
 from fedkd.distill.trainer import TrainsRound, learn_alone
 from fedkd.errors import BudgetExceeded, FedkdError, WireError
+from fedkd.locks import hold
 from fedkd.privacy.architecture import check_private
 from fedkd.privacy.contract import Contract, Refused, allows, check_plan, draw_up
 from fedkd.privacy.ledger import Ledger, Reservation
@@ -64,7 +64,7 @@ class Agent:
         self._malformed = 0
         self.state = self._base / self.config.state
         self.stream: LiveStream | None = None
-        self._lock = hold(self.state)
+        self._lock = hold(self.state, "another agent uses this state directory")
         try:
             self._open()
         except BaseException:

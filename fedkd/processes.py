@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import ipaddress
 import logging
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedkd.errors import ConfigError
+from fedkd.locks import hold
 
 _log = logging.getLogger(__name__)
 
@@ -52,30 +52,9 @@ def claim(home: Path) -> IO[str]:
     """Make ``home`` and hold it for this process, until the returned file is closed. Raises ConfigError if another
     process holds it. What an earlier holder, itself killed, has left running is ended."""
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = (home / "lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise ConfigError("another process uses this directory", where=str(home), fix="stop it first") from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    file = hold(home, "another process uses this directory")
     _end_leftovers(home)
     return file
-
-
-def holder(home: Path) -> int | None:
-    """The number of the process that holds ``home``; None if there is none."""
-    try:
-        with (home / "lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return None
-    except BlockingIOError:
-        text = (home / "lock").read_text().strip()
-        return int(text) if text else None
-    return None
 
 
 def _end_leftovers(home: Path) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +37,6 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON atomically."""
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time; the others wait. The lock ends with its process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def read_packed(path: Path) -> tuple[Arrays, dict[str, Any]]:

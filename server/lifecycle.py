@@ -18,8 +18,8 @@ from pathlib import Path
 
 from fedkd.config import ServerConfig, load
 from fedkd.errors import FedkdError
+from fedkd.locks import holder
 from fedkd.logs import Form
-from fedkd.processes import holder
 
 _START_SECONDS = 180.0
 _POLL_SECONDS = 0.2

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedkd import config
-from fedkd.cli.simulate import SET
+from fedkd.cli.running import SET
 from fedkd.config import Scenario
 from fedkd.errors import ConfigError, PrivacyError
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fedkd.cli.simulate import SET, chosen_folder, read_scenario, stopping
+from fedkd.cli.running import OUT, RESUME, SEED, SET, SUMMARY, WORKERS, asked, end, stopping
 from fedkd.config import Continual
 
 HEADER = f"{'step':>4}  {'classes so far':<28}  {'of those seen':<30}  {'ε':>7}"
@@ -27,35 +26,21 @@ def continual(
         Path | None, typer.Argument(help="scenario file; without one: digits, 5 clients, epsilon 3 an experience")
     ] = None,
     overrides: SET = None,
-    out: Annotated[Path | None, typer.Option(help="run directory")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
-    seed: Annotated[int | None, typer.Option(help="same as --set seed=N")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="worker processes; they change no result")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the summary as one JSON object, nothing else")] = False,
+    out: OUT = None,
+    resume: RESUME = False,
+    seed: SEED = None,
+    workers: WORKERS = None,
+    as_json: SUMMARY = False,
 ) -> None:
     """Learn from a stream of experiences, alone or in a federation, and measure what is kept."""
     from simulations.continual.run import run
-    from simulations.runner import Options
 
-    settings = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
-    chosen, base = read_scenario(Continual, scenario, settings, out if resume else None)
-    folder = chosen_folder(out, chosen, resume)
+    chosen, options = asked(Continual, scenario, overrides, seed, out, resume, workers)
     stream = sys.stderr if as_json else sys.stdout
     print(HEADER, file=stream)
     with stopping() as stop:
-        options = Options(
-            out=folder,
-            base=base,
-            resume=resume,
-            workers=workers or min(os.cpu_count() or 1, 8),
-            tell=lambda text: print(f"· {text}", file=sys.stderr, flush=True),
-            stop=stop,
-        )
-        summary = run(chosen, options, lambda row: print(_line(row), file=stream, flush=True))
-    if summary is None:
-        print(f"stopped after a checkpoint; go on with: fedkd continual --resume --out {folder}", file=sys.stderr)
-        raise typer.Exit(130)
-    print(json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) if as_json else _closing(summary))
+        summary = run(chosen, replace(options, stop=stop), lambda row: print(_line(row), file=stream, flush=True))
+    end("continual", summary, options.out, as_json, _closing)
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedkd import config
-from fedkd.cli.simulate import SCENARIO, SET
+from fedkd.cli.running import SCENARIO, SET
 from fedkd.config import Scenario
 
 data = typer.Typer(help="Look at a scenario's data.", no_args_is_help=True)

@@ -95,8 +95,8 @@ def recover(
 ) -> None:
     """Charge what a ledger that was set back has lost, at the policy's maximum, so that its client may go on. Needs
     'min_noise' in the policy: the least noise that any policy of this client has ever named."""
-    from client.lock import hold
     from fedkd.config import ClientConfig, Policy, load
+    from fedkd.locks import hold
     from fedkd.privacy.ledger import Ledger
 
     file = path / "client.yaml" if path.is_dir() else path
@@ -104,7 +104,8 @@ def recover(
     policy, state = load(Policy, base / config.policy), base / config.state
     if not state.is_dir():
         raise ConfigError("the client has no state yet, and so has lost nothing", where=str(state))
-    with hold(state), closing(Ledger(state / "ledger.sqlite", config.name, damaged=True)) as book:
+    held = hold(state, "another agent uses this state directory")
+    with held, closing(Ledger(state / "ledger.sqlite", config.name, damaged=True)) as book:
         gap = book.missing()
         if gap is None:
             return print(f"{config.name}: nothing is missing")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedkd import config
-from fedkd.cli.simulate import SCENARIO, SET
+from fedkd.cli.running import SCENARIO, SET
 from fedkd.config import Scenario
 from fedkd.errors import DataError
 

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sys
 from collections.abc import Mapping
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fedkd import config
+from fedkd.cli.running import (
+    OUT,
+    RESUME,
+    SCENARIO,
+    SEED,
+    SET,
+    SUMMARY,
+    TRACK,
+    WORKERS,
+    asked,
+    end,
+    read_scenario,
+    stopping,
+)
 from fedkd.config import Scenario
 from fedkd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from server.run import Row
 
-S = TypeVar("S", bound=Scenario)
-SET = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of the scenario")]
-TRACK = Annotated[
-    Literal["tensorboard"] | None, typer.Option(help="write scalars by round into a folder of that name in the run's")
-]
-SCENARIO = Annotated[Path | None, typer.Argument(help="scenario file; without one: digits, 5 clients, epsilon 3")]
 HEADER = (
     f"{'round':>5}  {'teacher':>7}  {'students':>8}  {'ε spent':>7}  {'ε left':>7}  "
     f"{'ok/ref/fail':>11}  {'up':>9}  {'down':>9}  {'seconds':>7}"
@@ -44,36 +46,21 @@ def register(app: typer.Typer) -> None:
 def simulate(
     scenario: SCENARIO = None,
     overrides: SET = None,
-    out: Annotated[Path | None, typer.Option(help="run directory")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
-    seed: Annotated[int | None, typer.Option(help="same as --set seed=N")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="worker processes; they change no result")] = None,
+    out: OUT = None,
+    resume: RESUME = False,
+    seed: SEED = None,
+    workers: WORKERS = None,
     track: TRACK = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the summary as one JSON object, nothing else")] = False,
+    as_json: SUMMARY = False,
 ) -> None:
     """Run a federation on this machine and compare it with local-only and central training, FedAvg and others."""
-    from simulations.runner import Options, Simulation
+    from simulations.runner import Simulation
 
-    settings = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
-    chosen, base = read_scenario(Scenario, scenario, settings, out if resume else None)
-    folder = chosen_folder(out, chosen, resume)
-    stream = sys.stderr if as_json else sys.stdout
+    chosen, options = asked(Scenario, scenario, overrides, seed, out, resume, workers)
+    table = _Table(sys.stderr if as_json else sys.stdout)
     with stopping() as stop:
-        options = Options(
-            out=folder,
-            base=base,
-            resume=resume,
-            workers=workers or min(os.cpu_count() or 1, 8),
-            tell=lambda text: print(f"· {text}", file=sys.stderr, flush=True),
-            on_row=_Table(stream),
-            stop=stop,
-            track=track,
-        )
-        summary = Simulation(chosen, options).run()
-    if summary is None:
-        print(f"stopped after a checkpoint; go on with: fedkd simulate --resume --out {folder}", file=sys.stderr)
-        raise typer.Exit(130)
-    print(json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) if as_json else _closing(summary))
+        summary = Simulation(chosen, replace(options, on_row=table, stop=stop, track=track)).run()
+    end("simulate", summary, options.out, as_json, _closing)
 
 
 def prepare(
@@ -105,44 +92,6 @@ def init(folder: Annotated[Path, typer.Argument(help="folder to write; new or em
     for path in scaffold(folder):
         print(path)
     print(f"now: cd {folder} && fedkd simulate scenario.yaml")
-
-
-def read_scenario(kind: type[S], path: Path | None, overrides: list[str], resumed: Path | None) -> tuple[S, Path]:
-    """The scenario and the folder that its relative paths start from. Raises ConfigError."""
-    if resumed is not None and path is None and not overrides and (resumed / "config.yaml").exists():
-        chosen = config.load(kind, resumed / "config.yaml")
-        marker = resumed / "base"
-        return chosen, Path(marker.read_text()) if marker.exists() else Path.cwd()
-    return config.load(kind, path, overrides), (path.resolve().parent if path else Path.cwd())
-
-
-def chosen_folder(out: Path | None, chosen: Scenario, resume: bool) -> Path:
-    """The run directory. Raises ConfigError for a run that is to be resumed and is not named."""
-    if out is not None:
-        return out
-    if resume:
-        raise ConfigError("--resume needs --out", fix="give the run directory: --resume --out runs/...")
-    stem = Path("runs") / f"{chosen.name}-{chosen.seed}"
-    numbered = (stem.with_name(f"{stem.name}-{number}") for number in range(2, 10_000))
-    return next(path for path in [stem, *numbered] if not path.exists())
-
-
-@contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks to stop after the round; a second one stops at once (nothing is lost then either)."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        print("stopping after this round; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class _Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedkd.cli.simulate import SCENARIO, TRACK, stopping
+from fedkd.cli.running import SCENARIO, TRACK, WORKERS, processes, stopping
 
 if TYPE_CHECKING:
     from fedkd.report.comparisons import Group
@@ -32,7 +31,7 @@ def sweep(
     grid: Annotated[Path | None, typer.Option(help="YAML file of axes: a mapping from keys to lists")] = None,
     seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help="seeds of every combination")] = None,
     out: Annotated[Path, typer.Option(help="folder of the runs; what has ended is skipped")] = Path("runs/sweep"),
-    workers: Annotated[int | None, typer.Option(min=1, help="worker processes; they change no result")] = None,
+    workers: WORKERS = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="choose by the public tuning split; show its accuracies")
     ] = False,
@@ -53,7 +52,7 @@ def sweep(
         options = Options(
             out=out,
             base=base,
-            workers=workers or min(os.cpu_count() or 1, 8),
+            workers=processes(workers),
             tell=lambda text: None,
             on_row=progress.on_row,
             stop=stop,

@@ -13,7 +13,8 @@ from typing import Any
 
 from fedkd.device.versions import Version, read_checked, read_index
 from fedkd.errors import ConfigError, FedkdError
-from fedkd.state import locked, write_atomic, write_json
+from fedkd.locks import locked
+from fedkd.state import write_atomic, write_json
 from fedkd.tensors import digest
 
 INDEX = "serving.json"
@@ -66,14 +67,14 @@ class Serving:
         """Serve a version whose file is ``content``: the file first, then the one write that switches, then tidying."""
         sha256 = digest(content)
         one = Served(version, f"{version.id}-{sha256[:8]}.{suffix}", sha256, dict(measured))
-        with locked(self.folder / "lock"):
+        with locked(self.folder):
             write_atomic(self.folder / one.file, content)
             self._write([*(old for old in self.stack() if old.file != one.file), one][-self._keep :])
         return one
 
     def rollback(self) -> Served:
         """Serve again what was served before. Raises ConfigError where there is nothing to go back to."""
-        with locked(self.folder / "lock"):
+        with locked(self.folder):
             stack = self.stack()
             if len(stack) < 2:
                 raise ConfigError("there is no earlier version to go back to", where=str(self.folder))

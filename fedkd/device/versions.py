@@ -7,14 +7,14 @@ on any measurement, or on the gate: a choice among students that is made on priv
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fedkd.errors import ConfigError, DataError
-from fedkd.state import locked, write_atomic, write_json
+from fedkd.locks import locked
+from fedkd.state import write_atomic, write_json
 from fedkd.tensors import digest, unpack
 
 INDEX = "versions.json"
@@ -70,7 +70,7 @@ class Versions:
         The same bytes are one version, however often they are added. Raises DataError for what is not a student.
         """
         said, sha256 = _description(content), digest(content)
-        with self._locked():
+        with locked(self.folder):
             known = self.all()
             self._tidy(known)
             if found := [version for version in known if version.sha256 == sha256]:
@@ -124,11 +124,6 @@ class Versions:
         for path in self.folder.glob("*.safetensors*"):
             if path.name not in files:
                 path.unlink()
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with locked(self.folder / "lock"):
-            yield
 
 
 def read_index(path: Path, format: str, key: str, build: Callable[[dict[str, Any]], T]) -> list[T]:

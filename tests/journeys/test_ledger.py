@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.lock import hold
 from fedkd import config
 from fedkd.config import ClientConfig, Data, Policy
 from fedkd.data import proxy
 from fedkd.distill import features
 from fedkd.errors import BudgetExceeded
+from fedkd.locks import hold
 from fedkd.privacy.contract import Refused, draw_up
 from fedkd.privacy.events import PrivacyEvent
 from fedkd.privacy.identity import Identity, Position
@@ -208,7 +208,7 @@ def test_a_fork_is_not_recovered(alice: Client, fedkd: Run) -> None:
 
 
 def test_recover_leaves_a_running_agent_alone(alice: Client, fedkd: Run) -> None:
-    with hold(alice.folder / "state"):
+    with hold(alice.folder / "state", "another agent uses this state directory"):
         code, _, err = fedkd("ledger", "recover", alice.folder, "--yes")
     assert code == 1 and "another agent uses this state directory" in err
 

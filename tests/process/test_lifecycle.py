@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from fedkd.errors import ConfigError, FedkdError
-from fedkd.processes import claim, holder
+from fedkd.locks import holder
+from fedkd.processes import claim
 from server import bundle, lifecycle, supervise
 from server.supervise import Attached, ServerProcesses
 from tests.process.test_flower import eventually, processes_of
@@ -37,7 +38,7 @@ def test_a_directory_is_held_by_one_process_until_it_ends(folder: Path) -> None:
     with claim(folder):
         with pytest.raises(ConfigError, match="another process uses"):
             claim(folder)
-        code = f"from pathlib import Path; from fedkd.processes import holder; print(holder(Path({str(folder)!r})))"
+        code = f"from pathlib import Path; from fedkd.locks import holder; print(holder(Path({str(folder)!r})))"
         seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert int(seen.stdout) > 0
     assert holder(folder) is None
