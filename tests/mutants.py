@@ -432,7 +432,7 @@ MUTANTS = (
     _m("block changed under its contract", "client/agent.py", "check_plan(self.policy, contract, plan, self.config.block)", "check_plan(self.policy, contract, plan, contract.events[0].blocks[0] if contract else \"all\")", POLICY, "test_a_contract_of_one_block_does_not_pay_for_a_block_with_a_lower_limit"),
     _m("limits of blocks that nothing is added to", BOOK, "*more], accountant, block_of(more))", "*more], accountant)", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
     _m("garbage asked for ever", "server/tally.py", "return self._strikes[client] >= STRIKES", "return False", GARBAGE, "test_who_sends_only_garbage_is_asked_no_more_and_has_no_influence"),
-    _m("quarantine forgotten at a restart", "server/loop.py", 'self._quarantine = Quarantine(meta["strikes"])', "self._quarantine = Quarantine()", GARBAGE, "test_a_resumed_run_remembers_whom_it_has_left_out"),
+    _m("quarantine forgotten at a restart", "server/loop.py", 'Quarantine(strikes)', "Quarantine()", GARBAGE, "test_a_resumed_run_remembers_whom_it_has_left_out"),
     _m("replayed reply taken", "fedkd/coordinator.py", "if (answers.run, answers.client, answers.round, answers.plan) != expected:", "if False:", GARBAGE, "test_a_replayed_reply_is_refused_and_told"),
     _m("damaged checkpoint used", "server/run.py", "if mark != digest(pack(arrays, meta)):", "if False:", GARBAGE, "test_a_damaged_checkpoint_costs_a_round_and_not_the_run"),
     _m("round given up while clients start again", "server/loop.py", "return tally.silent(self._setting.clients) > 0 and seconds < self._setting.patience", "return False", ENDS, "test_a_round_waits_for_a_client_that_starts_again"),
