@@ -226,9 +226,9 @@ MUTANTS = (
     _m("an example's column for the client", "fedkd/privacy/units.py", 'return PrivacyEvent("none", 0.0, 1.0, event.steps, "client", kind, event.blocks)', 'return replace(event, unit="client", adjacency=kind, sample_rate=1.0)', POLICY, "test_after_dp_sgd_nothing_protects_the_whole_client_any_more"),
     _m("answers leave when they are ready", AGENT, "        if due is not None:\n            self._sleep(", "        if False:\n            self._sleep(", POLICY, "test_an_answer_leaves_exactly_at_the_offset_however_long_it_took"),
     _m("late answers leave at once", AGENT, "if due is not None and self._clock() > began + due:", "if False:", POLICY, "test_a_late_answer_is_kept_back_and_leaves_at_the_offset_of_the_next_request"),
-    _m("what cannot be written down leaves", AGENT, "        except OSError:\n            self._tell()\n            return wire.encode(Refusal(self.name, Code.FAILED))", "        except OSError:\n            return reply", POLICY, "test_what_cannot_be_written_down_does_not_leave"),
-    _m("DP-SGD goes on from bare weights", AGENT, 'contract.mechanism == "dp_sgd" and self.ledger.state("lineage") == BARE:', 'contract.mechanism == "none":', POLICY, "test_a_student_that_was_trained_without_noise_is_no_start_for_dp_sgd"),
-    _m("every lineage called private", AGENT, 'return "private" if contract.mechanism == "dp_sgd" else BARE', 'return "private"', POLICY, "test_a_student_that_was_trained_without_noise_is_no_start_for_dp_sgd"),
+    _m("what cannot be written down leaves", AGENT, "        except OSError:\n            self._console.failure()\n            return wire.encode(Refusal(self.name, Code.FAILED))", "        except OSError:\n            return reply", POLICY, "test_what_cannot_be_written_down_does_not_leave"),
+    _m("DP-SGD goes on from bare weights", "client/lineage.py", 'contract.mechanism == "dp_sgd" and self._ledger.state("lineage") == BARE:', 'contract.mechanism == "none":', POLICY, "test_a_student_that_was_trained_without_noise_is_no_start_for_dp_sgd"),
+    _m("every lineage called private", "client/lineage.py", 'return "private" if contract.mechanism == "dp_sgd" else BARE', 'return "private"', POLICY, "test_a_student_that_was_trained_without_noise_is_no_start_for_dp_sgd"),
     # -- the schedule
     _m("sampling rate from the data", TRAINER, "noise.poisson(len(data.y), training.sample_rate)", "noise.poisson(len(data.y), min(1.0, 8 / max(1, len(data.y))))", SGD, SCHEDULE),
     _m("number of steps from the data", TRAINER, "for _ in range(training.steps):", "for _ in range(max(1, len(data.y))):", SGD, SCHEDULE),
@@ -252,7 +252,7 @@ MUTANTS = (
     _m("few components summed in another order", "fedkd/distill/fronts.py", "_NARROWEST = 16", "_NARROWEST = 1", "tests/distill/test_features.py", "test_so_do_few_components"),
     # -- the ledger
     _m("private data touched before the charge", AGENT, "        try:\n            reservation = self.ledger.reserve(\n", "        self.learner.learn(contract, plan.round, labels, plan.temperature, NoiseSource(fresh_key()))\n        try:\n            reservation = self.ledger.reserve(\n", LEDGER, "test_the_charge_is_on_disk_before_private_data_is_touched"),
-    _m("reply before the commit", AGENT, "                self.ledger.commit(reservation, payload, self._save(plan, _lineage(contract)))\n", "", LEDGER, "test_bytes_are_in_the_outbox_and_the_commit_on_disk_before_the_reply"),
+    _m("reply before the commit", AGENT, "                self.ledger.commit(reservation, payload, self.lineage.save(plan, contract))\n", "", LEDGER, "test_bytes_are_in_the_outbox_and_the_commit_on_disk_before_the_reply"),
     _m("commit before the outbox", BOOK, "        write_atomic(self._outbox / mark, payload)\n        run, round", "        run, round", LEDGER, "test_bytes_are_in_the_outbox_and_the_commit_on_disk_before_the_reply"),
     _m("two releases for one charge", BOOK, 'if charge is None or self._key(run, round) is None or self._chain.body(COMMIT, run, round) is not None:', "if charge is None:", LEDGER, "test_a_reservation_is_committed_once"),
     _m("reservation not synced to disk", BOOK, "synchronous=FULL", "synchronous=NORMAL", LEDGER, "test_a_reservation_survives_the_loss_of_power"),
@@ -272,7 +272,7 @@ MUTANTS = (
     _m("re-entry charged again", BOOK, "            if before is not None:\n                return self._again", "            if False:\n                return self._again", LEDGER, CRASH),
     _m("retry computes anew", AGENT, "            if before is not None:\n", "            if False:\n", LEDGER, "test_a_retry_gives_the_stored_bytes_without_touching_data"),
     _m("other data under the same noise", BOOK, "if held.snapshot != snapshot:", "if False:", LEDGER, "test_other_data_never_meets_the_same_noise"),
-    _m("another student under the same noise", AGENT, "        self._restore()\n        if contract is not None", "        if contract is not None", LEDGER, "test_a_key_that_is_entered_again_meets_the_student_it_met_before"),
+    _m("another student under the same noise", "client/lineage.py", "        self.restore()\n        if contract is not None", "        if contract is not None", LEDGER, "test_a_key_that_is_entered_again_meets_the_student_it_met_before"),
     _m("another plan under one reservation", BOOK, 'if body["plan"] != plan:', "if False:", LEDGER, "test_another_plan_for_an_open_reservation_is_refused"),
     _m("another plan gets the stored bytes", BOOK, 'if charge["plan"] != plan:', "if False:", LEDGER, "test_another_plan_for_an_answered_round_is_refused"),
     _m("rounds may go back", BOOK, "if round < self._chain.last_round(run):", "if False:", LEDGER, "test_rounds_go_forward_only"),
@@ -331,7 +331,7 @@ MUTANTS = (
     _m("outbox not verified", BOOK, 'if digest(payload) != commit["digest"]:', "if False:", LEDGER, "test_altered_bytes_in_the_outbox_are_not_sent"),
     _m("ledger of another client taken", BOOK, 'if meta["client"] != self.client:', "if False:", LEDGER, "test_the_ledger_of_another_client_is_refused"),
     _m("two agents on one state", "fedkd/locks.py", "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "        pass\n", LEDGER, "test_one_state_directory_has_one_agent"),
-    _m("half-trained student kept", AGENT, "        except BaseException:\n            self._restore()\n            raise", "        except BaseException:\n            raise", LEDGER, "test_a_failed_round_does_not_change_the_student"),
+    _m("half-trained student kept", "client/lineage.py", "        except BaseException:\n            self.restore()\n            raise", "        except BaseException:\n            raise", LEDGER, "test_a_failed_round_does_not_change_the_student"),
     _m("momentum lost at restore", "client/learner.py", "for name, array in velocity.items()}", "for name, array in ()}", LEDGER, "test_a_student_continues_from_its_file_with_weights_momentum_and_labels"),
     # -- the release
     _m("absurd inputs not clamped", "fedkd/distill/model.py", ".clip(-LARGEST_INPUT, LARGEST_INPUT)", "", RELEASE, "test_an_absurd_record_is_clamped_and_clipped_like_any_other"),
@@ -350,7 +350,7 @@ MUTANTS = (
     _m("records of the proxy set kept", "client/learner.py", "own = examples.take(np.flatnonzero(~public))", "own = examples", RELEASE, DROPPED),
     _m("all data dropped for one record of the proxy set", "client/learner.py", "np.flatnonzero(~public)", "np.flatnonzero(~public & ~public.any())", RELEASE, DROPPED),
     _m("exception out of the agent", AGENT, "        except (Exception, SystemExit):  # user", "        except ValueError:  # user", RELEASE, "test_each_request_is_refused_with_its_own_word", "test_noise_on_the_line_is_refused"),
-    _m("every traceback on the console", AGENT, "        self._failed = True\n", "", RELEASE, "test_the_console_has_the_first_traceback_and_then_a_line"),
+    _m("every traceback on the console", "client/console.py", "        self._failed = True\n", "", RELEASE, "test_the_console_has_the_first_traceback_and_then_a_line"),
     # -- reports and plans
     _m("names not escaped in HTML", "fedkd/report/html.py", "<h2>{escape(section.title)}</h2>", "<h2>{section.title}</h2>", REPORTS[1], "test_a_hostile_name_is_text_in_html"),
     _m("a page that may load things", "fedkd/report/html.py", "default-src 'none'; ", "", REPORTS[1], "test_the_page_forbids_itself_to_load_anything"),
@@ -440,7 +440,7 @@ MUTANTS = (
     _m("one relay's flood passed on", "server/gate.py", "if not self._allowances[name].enter():", "if not self._allowances[name].enter() and False:", GATE, "test_a_flood_of_one_relay_is_turned_away_and_told_once_and_others_are_served"),
     _m("caller says where it is", "server/gate.py", "proxy_headers=False,", "proxy_headers=True,", GATE, "test_any_request_of_a_stranger_is_refused_and_the_log_stays_short"),
     _m("half a file left on a full disk", "fedkd/state.py", "        temporary.unlink(missing_ok=True)  # on a full disk", "        pass  # on a full disk", DISK, "test_an_agent_on_a_full_disk_answers_nothing_and_later_the_same_bytes_for_one_charge"),
-    _m("console filled by garbage", "client/agent.py", "if self._malformed <= MALFORMED_TOLD:", "if True:", FUZZ, "test_the_console_is_told_of_garbage_a_hundred_times_at_most"),
+    _m("console filled by garbage", "client/console.py", "if self._malformed <= MALFORMED_TOLD:", "if True:", FUZZ, "test_the_console_is_told_of_garbage_a_hundred_times_at_most"),
     # -- what a review has found
     _m("votes of an earlier round given again", BOOK, "        if round < self._chain.last_round(run) and _is_noised_elsewhere(charge):\n", "        if False:\n", POLICY, "test_votes_of_a_round_whose_total_has_left_are_not_given_again"),
     _m("a sum noised again from an older checkpoint", "server/run.py", "            if not (again and self._previous.exists()):\n", "            if not self._previous.exists():\n", "tests/unit/test_garbage.py", "test_what_the_server_has_noised_is_never_gone_back_to"),
