@@ -28,8 +28,9 @@ import torch
 from fedkd.config import Data, Scenario
 from fedkd.data import sources
 from fedkd.distill.model import ProxyView
-from server.loop import Loop, Setting
+from server.loop import Loop
 from server.run import Row, RunDirectory
+from server.setting import Setting
 from simulations.engine import Engine
 from simulations.prepare import prepare
 

@@ -6,18 +6,16 @@ schema; texts and tracebacks stay on the client's own console.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from client.console import Console, Write, stderr
 from client.journal import Journal
 from client.learner import Learner
+from client.lineage import Lineage
 from fedkd import wire
 from fedkd.config import FEW_IN_A_SUM, ClientConfig, Policy, load
 from fedkd.continual.live import LiveStream
@@ -33,20 +31,9 @@ from fedkd.privacy.ledger import Ledger, Reservation
 from fedkd.privacy.mechanisms import MECHANISMS
 from fedkd.privacy.noise import NoiseSource, fresh_key, simulation_key
 from fedkd.rng import derive_bytes
-from fedkd.state import write_atomic
-from fedkd.tensors import digest
 from fedkd.wire import Agreement, Answers, Code, Hello, Learned, Message, Offer, Plan, Refusal, Rows
 
-Console = Callable[[str], None]
 FRESH = "new"  # a block that nothing has been charged to: those of a stream are named by their time
-MALFORMED_TOLD = 100
-"""Messages that are none of which the console is told: a server that sends them for ever must not fill the disk."""
-BARE = "bare"  # a student whose weights have seen private data without noise: it must never be a start for DP-SGD
-
-
-def stderr(text: str) -> None:
-    """The default console."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class Agent:
@@ -56,12 +43,12 @@ class Agent:
     _sleep = staticmethod(time.sleep)
     _now = staticmethod(time.time)  # which block of a stream is over
 
-    def __init__(self, config_path: Path, console: Console = stderr, train: TrainsRound = learn_alone) -> None:
+    def __init__(self, config_path: Path, console: Write = stderr, train: TrainsRound = learn_alone) -> None:
         """Open everything that ``client.yaml`` names. Raises FedkdError for what a user can mend."""
         self.config = load(ClientConfig, config_path)
-        self._base, self._console, self._train = config_path.resolve().parent, console, train
-        self.name, self._failed, self._turn = self.config.name, False, threading.Lock()
-        self._malformed = 0
+        self._base, self._write, self._train = config_path.resolve().parent, console, train
+        self.name, self._turn = self.config.name, threading.Lock()
+        self._console = Console(self.name, console)
         self.state = self._base / self.config.state
         self.stream: LiveStream | None = None
         self._lock = hold(self.state, "another agent uses this state directory")
@@ -81,14 +68,13 @@ class Agent:
                 where=f"{self._base / self.config.policy}, key 'proxies'",
                 fix="check the proxy file, or add its hash to the policy",
             )
-        self.learner = Learner(self.config, view, self._base, self._console, self.policy.shards, self._train)
+        self.learner = Learner(self.config, view, self._base, self._write, self.policy.shards, self._train)
         if "dp_sgd" in (self.policy.mechanism, *self.policy.also):
             check_private(self.learner.model.network)
         self.ledger = Ledger(self.state / "ledger.sqlite", self.name, self._new_identity())
         self.journal = Journal(self.state)
         self._check_block()
-        self._fresh = self.learner.save()
-        self._restore()
+        self.lineage = Lineage(self.state, self.ledger, self.learner, self._console.say)
         if self.config.live is not None:
             if self.policy.block_epsilons:
                 raise FedkdError(
@@ -97,7 +83,7 @@ class Agent:
                     fix="leave the key out, and give the limit of each block as 'epsilon'",
                 )
             self.stream = LiveStream(
-                self.state / "stream.sqlite", self.config.live, self._base, self._proxy, self._console
+                self.state / "stream.sqlite", self.config.live, self._base, self._proxy, self._write
             )
 
     def close(self) -> None:
@@ -130,7 +116,7 @@ class Agent:
         try:
             self.stream.ingest()
         except FedkdError as error:  # a client whose source is away takes part with what it has
-            self._console(f"client {self.name}: {error}")
+            self._console.say(str(error))
         self.stream.forget(self.stream.current(self._now()))
 
     def _enter(self, plan: Plan) -> str:
@@ -165,7 +151,7 @@ class Agent:
             self.journal.note(method, message, reply)
             return reply
         except OSError:
-            self._tell()
+            self._console.failure()
             return wire.encode(Refusal(self.name, Code.FAILED))
 
     def _reply(self, method: str, payload: bytes) -> tuple[bytes, Message, float | None]:
@@ -185,10 +171,10 @@ class Agent:
         except Refused as refused:
             message = Refusal(self.name, refused.code)
         except WireError as error:
-            self._tell_malformed(error.what)
+            self._console.malformed(error.what)
             message = Refusal(self.name, Code.MALFORMED)
         except (Exception, SystemExit):  # user code may do anything; Ctrl-C alone is for the process
-            self._tell()
+            self._console.failure()
             message = Refusal(self.name, Code.FAILED)
         return wire.encode(message), message, due
 
@@ -206,7 +192,7 @@ class Agent:
         elif not contract.answers(offer) or not allows(self.policy, contract, self.config.block):
             raise Refused(Code.CONTRACT)
         if contract.mechanism == "sum" and offer.clients < FEW_IN_A_SUM:
-            self._console(f"client {self.name}: fewer than {FEW_IN_A_SUM} clients: their sum is mostly noise")
+            self._console.say(f"fewer than {FEW_IN_A_SUM} clients: their sum is mostly noise")
         return Agreement(
             run=offer.run,
             client=self.name,
@@ -222,13 +208,13 @@ class Agent:
             self.ledger.check_seen(server, seen)
         except Refused as refused:
             if refused.code is Code.MALFORMED:
-                self._console(
-                    f"client {self.name}: server {server} knows a client of this name with another identity key; if "
+                self._console.say(
+                    f"server {server} knows a client of this name with another identity key; if "
                     f"the state in {self.state} is a new one, it needs a client name of its own"
                 )
             if refused.code is Code.ROLLED_BACK:
-                self._console(
-                    f"client {self.name}: server {server} has seen a newer ledger of this client than the one in "
+                self._console.say(
+                    f"server {server} has seen a newer ledger of this client than the one in "
                     f"{self.state}: it was rolled back or copied. Nothing is answered; see 'fedkd ledger recover'"
                 )
             raise
@@ -278,14 +264,14 @@ class Agent:
             self._learn_only(plan, labels)
             raise Refused(Code.EXHAUSTED) from None
         try:
-            with self._from_ledger(contract):
+            with self.lineage.entered(contract):
                 payload = self._compute(plan, labels, contract, reservation)
-                self.ledger.commit(reservation, payload, self._save(plan, _lineage(contract)))
+                self.ledger.commit(reservation, payload, self.lineage.save(plan, contract))
         except (Exception, SystemExit):
             # whatever it was, Refused and WireError too: after reserve there is one code
-            self._tell()
+            self._console.failure()
             raise Refused(Code.FAILED) from None
-        self._tidy()
+        self.lineage.tidy()
         return payload
 
     def _settle(self, block: str, contract: Contract) -> None:
@@ -314,10 +300,10 @@ class Agent:
         return wire.encode(Answers(plan.run, self.name, plan.round, plan.identity, released, head))
 
     def _learn_only(self, plan: Plan, labels: Rows | None) -> bytes:
-        with self._from_ledger(None):
+        with self.lineage.entered(None):
             self.learner.learn_public(labels, plan.temperature, f"{plan.run} {plan.round} public")
-            self.ledger.put_state(self._save(plan, None))
-        self._tidy()
+            self.ledger.put_state(self.lineage.save(plan, None))
+        self.lineage.tidy()
         return wire.encode(Learned(plan.run, self.name, plan.round))
 
     def _new_key(self, plan: Plan) -> bytes:
@@ -330,63 +316,6 @@ class Agent:
             return derive_bytes(self.policy.seed or 0, "identity", self.name)
         return None
 
-    # -- the student on disk -----------------------------------------------------------------------------------------
-
-    def _save(self, plan: Plan, lineage: str | None) -> dict[str, str]:
-        """Write the student under a name of its own; the ledger's transaction makes it the current one."""
-        content = self.learner.save()
-        name = f"student-{digest(content)[:16]}.safetensors"
-        write_atomic(self.state / name, content)
-        return {"student": name, "plan": plan.identity, **({} if lineage is None else {"lineage": lineage})}
-
-    @contextmanager
-    def _from_ledger(self, contract: Contract | None) -> Iterator[None]:
-        """Start from the student that the ledger names, whatever an earlier attempt has left in memory: a key that is
-        entered again must meet the weights it met before. What fails leaves no half-trained student behind."""
-        self._restore()
-        if contract is not None and contract.mechanism == "dp_sgd" and self.ledger.state("lineage") == BARE:
-            # its weights have seen private data without noise; DP-SGD starts from nothing that private data shaped
-            self._console(f"client {self.name}: a new student, since the old one was trained without DP-SGD")
-            self.learner.reset(self._fresh)
-        try:
-            yield
-        except BaseException:
-            self._restore()
-            raise
-
-    def _restore(self) -> None:
-        name = self.ledger.state("student")
-        if name is None or not self.learner.restore(self.state / name):
-            self.learner.reset(self._fresh)
-
-    def _tidy(self) -> None:
-        current = self.ledger.state("student")
-        for path in self.state.glob("student-*"):  # also what a kill has left half written
-            if path.name != current:
-                path.unlink()
-
-    # -- the console -------------------------------------------------------------------------------------------------
-
-    def _tell_malformed(self, what: str) -> None:
-        self._malformed += 1
-        if self._malformed <= MALFORMED_TOLD:
-            last = "; further ones are not told" if self._malformed == MALFORMED_TOLD else ""
-            self._console(f"client {self.name}: refused a message: {what}{last}")
-
-    def _tell(self) -> None:
-        """What a user can mend in its own words; of other failures the first with its traceback."""
-        error = sys.exception()
-        if isinstance(error, FedkdError):
-            return self._console(f"client {self.name} failed: {error}")
-        text = traceback.format_exc()
-        last = text.strip().splitlines()[-1]
-        self._console(f"client {self.name} failed: {last}" if self._failed else f"client {self.name} failed:\n{text}")
-        self._failed = True
-
 
 def _block_key(snapshot: str) -> str:
     return f"block of {snapshot}"
-
-
-def _lineage(contract: Contract) -> str:
-    return "private" if contract.mechanism == "dp_sgd" else BARE

@@ -18,9 +18,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the configuration file describes."""
-    from server import loop  # imported late: the loop brings torch, and Flower also reads this module to check the app
+    from server.serve import serve  # imported late: it brings torch, and Flower also reads this module to check the app
 
-    loop.serve(grid, str(context.run_config["config"]) or _default(grid, context.run_id))
+    serve(grid, str(context.run_config["config"]) or _default(grid, context.run_id))
 
 
 def _default(grid: Grid, run_id: int) -> str:

@@ -26,8 +26,9 @@ from fedkd.report.budget import budget_report
 from fedkd.report.numbers import number
 from fedkd.report.render import Form, render
 from fedkd.state import write_atomic, write_json
-from server.loop import Loop, Setting
+from server.loop import Loop
 from server.run import Row, RunDirectory
+from server.setting import Setting
 from simulations.baselines import Baselines
 from simulations.engine import Engine
 from simulations.poison import Liars

@@ -28,8 +28,9 @@ from fedkd.errors import ConfigError
 from fedkd.report.numbers import number
 from fedkd.report.spend import Account
 from fedkd.state import write_atomic, write_json
-from server.loop import Loop, Setting
+from server.loop import Loop
 from server.run import RunDirectory
+from server.setting import Setting
 from simulations.continual.world import World
 from simulations.engine import Engine
 from simulations.prepare import config_hash

@@ -11,7 +11,7 @@ from fedkd.config import ClientConfig, Column, Data, Scenario, ServerConfig
 from fedkd.data.encoding import agreed, describe, fitted
 from fedkd.distill.model import ProxyView
 from fedkd.errors import DataError
-from server.loop import test_examples as server_test_examples
+from server.serve import test_examples as server_test_examples
 from simulations import split
 from simulations.prepare import build_proxy
 

@@ -712,7 +712,7 @@ def test_an_agent_that_was_set_back_answers_no_more_and_tells_its_owner(new_devi
     shutil.copytree(tmp_path / "backup", device.base / "state")
     agent = device.start()
     assert code(device.ask(agent, device.plan(2, seen=seen))) is Code.ROLLED_BACK
-    assert agent.learner.save() == agent._fresh and not agent.ledger.history()
+    assert agent.learner.save() == agent.lineage.fresh and not agent.ledger.history()
     assert code(device.ask(agent, device.plan(2))) is Code.ROLLED_BACK
     assert code(agent.handle("agree", wire.encode(device.offer(seen=seen)))) is Code.ROLLED_BACK
     assert any("fedkd ledger recover" in line for line in device.console)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from client.agent import MALFORMED_TOLD
+from client.console import MALFORMED_TOLD
 from fedkd import wire
 from fedkd.privacy.accounting import Pld
 from fedkd.tensors import digest

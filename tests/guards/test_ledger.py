@@ -17,8 +17,8 @@ import pytest
 
 import client.agent
 import fedkd.privacy.ledger
-from client.agent import Agent
 from client.learner import Learner
+from client.lineage import Lineage
 from fedkd import wire
 from fedkd.errors import BudgetExceeded, FedkdError, LedgerError
 from fedkd.privacy.accounting import Pld
@@ -178,7 +178,7 @@ def after_commit(patch: pytest.MonkeyPatch) -> None:
 
 
 def before_reply(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Agent, "_tidy", lambda self: stop())
+    patch.setattr(Lineage, "tidy", lambda self: stop())
 
 
 CRASHES = [after_reserve, after_compute, after_outbox, before_commit, after_commit, before_reply]
@@ -242,7 +242,7 @@ def test_a_student_continues_from_its_file_with_weights_momentum_and_labels(new_
     assert again.save() == before and again.velocity
 
 
-@pytest.mark.parametrize("step", [(Learner, "learn"), (Learner, "answer"), (Agent, "_save"), (Ledger, "commit")])
+@pytest.mark.parametrize("step", [(Learner, "learn"), (Learner, "answer"), (Lineage, "save"), (Ledger, "commit")])
 def test_an_error_after_the_charge_costs_nothing_more_and_a_retry_gives_the_identical_bytes(
     step: tuple[type, str], new_device: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,7 +280,7 @@ def test_a_key_that_is_entered_again_meets_the_student_it_met_before(
     device.agree(agent)
     restored: list[None] = []
 
-    def restore_once(self: Agent) -> None:
+    def restore_once(self: Lineage) -> None:
         restored.append(None)
         if len(restored) > 1:  # the student has been trained, and cannot be brought back
             raise OSError("too many open files")
@@ -288,7 +288,7 @@ def test_a_key_that_is_entered_again_meets_the_student_it_met_before(
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "answer", leaves)
         assert refusal(device.ask(agent, device.plan())) is Code.FAILED
-        patch.setattr(Agent, "_restore", restore_once)
+        patch.setattr(Lineage, "restore", restore_once)
         assert refusal(device.ask(agent, device.plan())) is Code.FAILED
     assert len(restored) == 2
     assert device.ask(agent, device.plan()) == answer_once(undisturbed, device.plan())[0]
@@ -299,7 +299,7 @@ def test_a_failed_round_does_not_change_the_student(new_device: Any, monkeypatch
     agent = device.start()
     device.agree(agent)
     before = agent.learner.save()
-    for owner, name, answer in ((Learner, "answer", True), (Agent, "_save", False)):
+    for owner, name, answer in ((Learner, "answer", True), (Lineage, "save", False)):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, lambda *arguments: 1 / 0)
             assert refusal(device.ask(agent, device.plan(1, soft=0.9, answer=answer))) is Code.FAILED

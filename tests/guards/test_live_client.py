@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from client import agent as agents
+from client import lineage
 from client.agent import Agent
 from client.upkeep import Upkeep
 from fedkd import wire
@@ -180,7 +180,7 @@ def test_a_round_that_crashed_is_entered_again_with_its_own_block_however_late(
     agent = device.start()
     device.agree(agent, rounds=9)
     with monkeypatch.context() as broken:
-        broken.setattr(agents, "write_atomic", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+        broken.setattr(lineage, "write_atomic", lambda *_: (_ for _ in ()).throw(OSError("no space")))
         assert isinstance(ask(device, agent, 1), Refusal)
     agent.close()
     clock.over(7)

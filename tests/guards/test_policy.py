@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.agent import BARE, Agent
+from client.agent import Agent
 from client.learner import Learner
+from client.lineage import BARE
 from fedkd import wire
 from fedkd.config import FEW_IN_A_SUM, FEWEST_IN_A_SUM, Policy
 from fedkd.data import proxy
@@ -449,7 +450,7 @@ def test_a_student_that_was_trained_without_noise_is_no_start_for_dp_sgd(
 ) -> None:
     device = new_device(policy={"mechanism": bare, "epsilon": 2.0, **QUIET})
     agent, starts = device.start(), Starts(monkeypatch)
-    fresh = agent._fresh
+    fresh = agent.lineage.fresh
     device.agree(agent, aggregate=MECHANISMS[bare].replace("confident_", ""))
     assert code(device.ask(agent, device.plan(1))) is None
     assert agent.ledger.state("lineage") == BARE and agent.learner.save() != fresh
@@ -476,7 +477,7 @@ def test_students_of_other_shards_are_no_start_for_votes(new_device: Any, monkey
         agent = device.start()
         assert isinstance(device.agree(agent, run=run, aggregate="votes"), Agreement)
         assert code(device.ask(agent, device.plan(run=run))) is None
-        assert (starts.seen[-1][1] == agent._fresh) is (run != "run-4"), run
+        assert (starts.seen[-1][1] == agent.lineage.fresh) is (run != "run-4"), run
         agent.close()
 
 
@@ -545,8 +546,8 @@ def test_after_no_protection_at_all_dp_sgd_is_refused_and_would_start_anew(new_d
     device.decide(epsilon=100.0)
     agent = device.start()
     assert device.agree(agent, run="run-2") == Refusal("alice", Code.EXHAUSTED)
-    with agent._from_ledger(builders.contract(PrivacyEvent("dp_sgd", 5.0, 1.0, 2))):
-        assert agent.learner.save() == agent._fresh
+    with agent.lineage.entered(builders.contract(PrivacyEvent("dp_sgd", 5.0, 1.0, 2))):
+        assert agent.learner.save() == agent.lineage.fresh
 
 
 def test_further_examples_cost_nothing_under_dp_sgd_and_are_counted_elsewhere() -> None:

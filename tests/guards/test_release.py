@@ -368,7 +368,7 @@ def test_one_record_that_makes_the_student_overflow_cannot_be_seen(new_device: A
     weights = agent.learner.model.arrays()
     agent.learner.model.load({name: np.full_like(array, 1e37) for name, array in weights.items()})
     agent.learner.model.network.body.weight.data[1] *= -1
-    agent._fresh = agent.learner.save()  # where its first round starts
+    agent.lineage.fresh = agent.learner.save()  # where its first round starts
     wire.decode(device.ask(agent, device.plan()), Answers)
 
 

@@ -13,7 +13,7 @@ from client import channel
 from client.agent import Agent
 from client.app import app as relay
 from fedkd.flower import LocalGrid
-from server import loop
+from server.serve import serve
 
 Fedkd = Callable[..., tuple[int, str, str]]
 
@@ -42,7 +42,7 @@ def test_server_and_client_run(project: Path, fedkd: Fedkd, capsys: pytest.Captu
     channel.register_local("mine", agent.handle)
     try:
         with LocalGrid(relay, {1: {"agent": "local:mine"}}) as grid:
-            loop.serve(grid, str(project / "server.yaml"))
+            serve(grid, str(project / "server.yaml"))
     finally:
         channel.unregister_local("mine")
         agent.close()

@@ -61,16 +61,16 @@ def test_the_number_of_workers_changes_no_byte(finished: Path, tmp_path: Path, f
 def test_the_order_of_arrival_changes_no_byte(
     finished: Path, tmp_path: Path, fedkd: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from server import loop
+    from server import members
 
-    straight = loop.exchange
+    straight = members.exchange
 
     def shuffled(*arguments: object) -> object:
         replies = list(straight(*arguments).items())
         random.Random(7).shuffle(replies)
         return dict(replies)
 
-    monkeypatch.setattr(loop, "exchange", shuffled)
+    monkeypatch.setattr(members, "exchange", shuffled)
     assert fedkd("simulate", "--out", tmp_path / "run", "--workers", 1, *sets())[0] == 0
     assert fingerprint(tmp_path / "run") == fingerprint(finished)
 

@@ -11,7 +11,7 @@ import pytest
 from client.app import app as relay
 from fedkd.config import default_simulation
 from fedkd.flower import LocalGrid
-from server import loop
+from server.serve import serve
 from tests.journeys.conftest import sets
 
 Fedkd = Callable[..., tuple[int, str, str]]
@@ -26,7 +26,7 @@ def test_nodes_without_an_agent_of_their_own_play_a_run(
     assert code == 0, err
     nodes = {index + 1: {"partition-id": index, "num-partitions": 2} for index in range(2)}
     with LocalGrid(relay, nodes) as grid:
-        loop.serve(grid, str(config))
+        serve(grid, str(config))
     rows = [json.loads(line) for line in (config.parent / "server/metrics.jsonl").read_text().splitlines()]
     assert [row["answered"] for row in rows] == [2, 2]
     assert len(list(config.parent.glob("clients/*/state/ledger.sqlite"))) == 2

@@ -163,7 +163,7 @@ def start_relay(folder: Path, python: str, address: str) -> Service:
 def hostile_bundle(folder: Path) -> Path:
     staged = bundle.stage(folder / "fedkd")
     shutil.copyfile(Path(__file__).with_name("hostile_app.py"), staged / "client/app.py")
-    (staged / "server/loop.py").write_text(LOOP)
+    (staged / "server/serve.py").write_text(LOOP)
     return staged
 
 

@@ -88,7 +88,9 @@ def test_a_server_in_the_background(folder: Path) -> None:
 @pytest.mark.process
 def test_a_run_on_a_superlink_that_runs_already(folder: Path) -> None:
     staged = bundle.stage(folder / "fedkd")
-    (staged / "server/loop.py").write_text("def serve(grid, config):\n    print('configured by', config, flush=True)\n")
+    (staged / "server/serve.py").write_text(
+        "def serve(grid, config):\n    print('configured by', config, flush=True)\n"
+    )
     owner = ServerProcesses(folder / "owner", folder / "unused.yaml", supervise.free_address())
     lines: list[str] = []
     with supervise.running(owner):

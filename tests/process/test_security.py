@@ -61,7 +61,7 @@ def play(folder: Path, stack: ExitStack) -> Federation:
     issue(certs, ["127.0.0.1"], ["a", "b", "stranger"])
     (certs / "nodes/stranger.pub").unlink()
     staged = bundle.stage(folder / "fedkd")
-    (staged / "server/loop.py").write_text(LOOP)
+    (staged / "server/serve.py").write_text(LOOP)
     identity = Identity(certs / "server.pem", certs / "server.key", certs / "nodes")
     processes = ServerProcesses(folder / "server", folder / "server.yaml", supervise.free_address(), identity)
     logger, handler = logging.getLogger("server.gate"), logging.Handler()

@@ -20,8 +20,9 @@ from fedkd.distill.model import ProxyView
 from fedkd.errors import DataError
 from fedkd.flower import LocalGrid
 from fedkd.wire import Agreement, Answers, Hello, Offer, Plan, Released
-from server.loop import Loop, Setting
+from server.loop import Loop
 from server.run import RunDirectory
+from server.setting import Setting
 from simulations.prepare import prepare
 from tests.fuzz import mutated
 from tests.guards.test_disk_full import full

@@ -9,8 +9,9 @@ import pytest
 from fedkd.config import Scenario
 from fedkd.distill.model import ProxyView
 from fedkd.errors import ClientFailure
-from server.loop import Loop, Setting
+from server.loop import Loop
 from server.run import RunDirectory
+from server.setting import Setting
 from simulations.engine import Engine
 from simulations.prepare import prepare
 
