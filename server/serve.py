@@ -14,6 +14,7 @@ from fedkd.data.sources import Examples
 from fedkd.distill.model import ProxyView
 from fedkd.errors import FedkdError
 from server import nodes
+from server.anchor import anchor_of
 from server.loop import Loop
 from server.run import Heads, Row, RunDirectory
 from server.setting import Setting
@@ -50,6 +51,7 @@ def serve(grid: Grid, config_path: str) -> None:
         heads=heads.load,
         keep_heads=heads.save,
         code=base / config.code,
+        anchor=anchor_of(config, base, view),
         registered=nodes.names(base / config.out / "flower") if config.nodes else {},
     )
     try:
