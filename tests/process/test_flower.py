@@ -351,7 +351,7 @@ def test_a_run_survives_the_death_of_a_relay(
 ) -> None:
     monkeypatch.setenv("A_CREDENTIAL", "not for code that the server ships")
     staged = bundle.stage(folder / "fedkd")
-    (staged / "server" / "loop.py").write_text(LOOP)
+    (staged / "server" / "serve.py").write_text(LOOP)
     processes = supervise.ServerProcesses(folder / "server", folder / "server.yaml", supervise.free_address())
     relays = []
     for name in ("a", "b"):
@@ -388,7 +388,7 @@ def test_a_run_survives_the_death_of_a_relay(
 @pytest.mark.process
 def test_a_server_that_is_told_to_stop_leaves_no_process_behind(folder: Path) -> None:
     staged = bundle.stage(folder / "fedkd")
-    (staged / "server" / "loop.py").write_text(
+    (staged / "server" / "serve.py").write_text(
         "import time\ndef serve(grid, config):\n    print('running', flush=True)\n    time.sleep(600)\n"
     )
     program = f"""
