@@ -470,10 +470,10 @@ def test_a_student_that_was_trained_without_noise_is_no_start_for_dp_sgd(
 
 def test_students_of_other_shards_are_no_start_for_votes(new_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An example that two students have learned from would move two votes, and is charged for one."""
-    device = new_device(policy={"mechanism": "votes", "shards": 4, "epsilon": 900.0, **QUIET})
+    device = new_device(policy={"mechanism": "votes", "shards": 4, "epsilon": 20.0, **QUIET})
     starts = Starts(monkeypatch)
     for run, shards in (("run-1", 4), ("run-2", 3), ("run-3", 6), ("run-4", 6)):
-        device.decide(mechanism="votes", shards=shards, epsilon=900.0)
+        device.decide(mechanism="votes", shards=shards, epsilon=20.0)
         agent = device.start()
         assert isinstance(device.agree(agent, run=run, aggregate="votes"), Agreement)
         assert code(device.ask(agent, device.plan(run=run))) is None
