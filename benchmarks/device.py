@@ -61,8 +61,6 @@ def _rows(scenario: Scenario, architecture: str, formats: list[str]) -> None:
         model.save(files["PyTorch"])
         for format in formats:
             for label, proxy in (("float32", None), ("int8", view.proxy)):
-                if proxy is not None and architecture == "rnn":
-                    continue  # refused
                 files[f"{format} {label}"] = Path(folder, f"{format}-{label}")
                 export_file(model, format, files[f"{format} {label}"], proxy)
         for name, file in files.items():

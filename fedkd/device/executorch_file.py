@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedkd.data.user_code import last_line
-from fedkd.device.graph import Calibration, Deployable, describe, example, text, trace
+from fedkd.device.graph import Calibration, Deployable, describe, example, recurrent, text, trace
 from fedkd.distill.model import Model
 from fedkd.errors import DataError, FedkdError
 
@@ -48,21 +48,24 @@ def _lower(model: Model, calibration: Floats | None, description: str) -> bytes:
     # the features stay float32: ExecuTorch would widen their int8 matrices again for every example
     module: torch.nn.Module = Deployable(model)
     if calibration is not None:
-        module = _quantised(module, example(model), calibration)
+        examples = example(model).numpy() if recurrent(model) else calibration
+        module = _quantised(module, example(model), examples, dynamic=recurrent(model))
     program = trace(module, example(model))
     partitioner: Any = XnnpackPartitioner()
     lowered = to_edge_transform_and_lower(program, partitioner=[partitioner], constant_methods={"fedkd": description})
     return bytes(lowered.to_executorch().buffer)
 
 
-def _quantised(module: torch.nn.Module, x: torch.Tensor, calibration: Floats) -> torch.nn.Module:
+def _quantised(module: torch.nn.Module, x: torch.Tensor, calibration: Floats, *, dynamic: bool) -> torch.nn.Module:
+    """``dynamic``: the ranges of what layers are given are found when they are given it, in every step anew."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    quantiser = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    kind = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
+    quantiser = XNNPACKQuantizer().set_global(kind)
     quantiser.set_filter_function(lambda node: not _of_features(node))
     prepared = prepare_pt2e(torch.export.export(module, (x,), strict=False).module(), quantiser)
     with torch.no_grad():

@@ -25,15 +25,9 @@ def export(model: Model, format: Format, calibration: ProxySet | None = None) ->
     [1, classes].
 
     With ``calibration``, the proxy set that the model was made with, the student is int8: the ranges of its values are
-    those on the first examples of the set. Raises DataError for any other set, FedkdError when the format's package
-    is not installed or the network cannot be said in the format.
+    those on the first examples of the set; a recurrent student has int8 weights, and no ranges. Raises DataError for
+    any other set, FedkdError when the format's package is not installed or the network cannot be said in the format.
     """
-    if calibration is not None and model.architecture.kind == "rnn":
-        raise FedkdError(
-            "int8 is not for recurrent students: every step rounds the state again, and the file grows",
-            where="architecture rnn",
-            fix="export it in float32",
-        )
     examples = None if calibration is None else _calibration(model, calibration)
     need(format, WRITERS[format].WRITES)
     write: Callable[[Model, Calibration | None], bytes] = WRITERS[format].write

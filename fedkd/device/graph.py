@@ -71,6 +71,11 @@ class _Int8Front(FrontNetwork):
         return whole | wide
 
 
+def recurrent(model: Model) -> bool:
+    """Whether a state goes through the same layers step after step: int8 layers would round it at each of them."""
+    return model.architecture.kind == "rnn"
+
+
 def example(model: Model) -> Tensor:
     """What a graph is traced with: one example of zeros, in storage of its own.
 
@@ -110,7 +115,7 @@ def describe(model: Model, format: str, calibration: Calibration | None) -> dict
         "features": features if model.network.takes == "features" else None,
         "weights": students.digest(model.network),
         "int8": calibration is not None,
-        "calibration": calibration and calibration.proxy,
+        "calibration": None if calibration is None or recurrent(model) else calibration.proxy,
     }
 
 

@@ -1,4 +1,5 @@
-"""Students as ONNX files, for onnxruntime; int8 by static quantisation (QDQ, a scale a channel)."""
+"""Students as ONNX files, for onnxruntime; int8 by static quantisation (QDQ, a scale a channel), of recurrent students
+by int8 weights alone."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedkd.data.user_code import last_line
-from fedkd.device.graph import Calibration, Deployable, describe, example, text, trace
+from fedkd.device.graph import Calibration, Deployable, describe, example, recurrent, text, trace
 from fedkd.distill.model import Model
 from fedkd.errors import DataError, FedkdError
 
@@ -38,7 +39,7 @@ def write(model: Model, calibration: Calibration | None) -> bytes:
     features = [node.name for node in proto.graph.node if _of_features(node)]
     _strip(proto)
     if calibration is not None:
-        proto = _quantise(proto, calibration.x, features)
+        proto = _with_int8_weights(proto) if recurrent(model) else _quantise(proto, calibration.x, features)
     description = describe(model, "onnx", calibration)
     onnx.helper.set_model_props(proto, {"fedkd": text(description)})
     return bytes(proto.SerializeToString(deterministic=True))
@@ -94,6 +95,25 @@ def _quantise(proto: Any, x: Floats, features: list[str]) -> Any:
             extra_options={"OpTypesToExcludeOutputQuantization": FLOAT_RESULTS},
         )
         return onnx.load(after)
+
+
+def _with_int8_weights(proto: Any) -> Any:
+    """Every matrix int8 with a scale a row, widened once for all steps; what is multiplied with it stays float32."""
+    from onnx import helper, numpy_helper
+
+    graph, widened = proto.graph, []
+    for held in [one for one in graph.initializer if len(one.dims) == 2 and min(one.dims) > 1]:
+        matrix = numpy_helper.to_array(held)
+        scale = np.maximum(np.abs(matrix).max(axis=1), np.finfo(np.float32).tiny) / np.float32(127)
+        narrow = np.rint(matrix / scale[:, None]).astype(np.int8)
+        names = [f"{held.name}_int8", f"{held.name}_scale"]
+        graph.initializer.remove(held)
+        graph.initializer.extend(numpy_helper.from_array(*pair) for pair in zip((narrow, scale), names, strict=True))
+        widened.append(helper.make_node("DequantizeLinear", names, [held.name], axis=0))
+    nodes = [*widened, *graph.node]  # in the order of their use
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return proto
 
 
 class _Reader:
