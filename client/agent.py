@@ -87,6 +87,7 @@ class Agent:
         self.ledger = Ledger(self.state / "ledger.sqlite", self.name, self._new_identity())
         self.journal = Journal(self.state)
         self._check_block()
+        self._check_features(view)
         self._fresh = self.learner.save()
         self._restore()
         if self.config.live is not None:
@@ -192,7 +193,13 @@ class Agent:
             message = Refusal(self.name, Code.FAILED)
         return wire.encode(message), message, due
 
+    def _check_held(self, proxy: str) -> None:
+        """A policy may allow several versions of a proxy set; ids and soft labels are of one, and it must be here."""
+        if proxy in self.policy.proxies and proxy != self._proxy.hash:
+            raise Refused(Code.NOT_HELD)
+
     def _agree(self, offer: Offer) -> Agreement:
+        self._check_held(offer.proxy)
         if (offer.examples, offer.classes) != (len(self._proxy), self._proxy.classes):
             raise Refused(Code.LABELS)
         if not fits(self._proxy, offer.augment):
@@ -235,6 +242,7 @@ class Agent:
 
     def _answer(self, plan: Plan) -> bytes:
         contract = self.ledger.contract(plan.run)
+        self._check_held(plan.proxy)
         check_plan(self.policy, contract, plan, self.config.block)
         if plan.answer and contract is not None:
             self._check_seen(contract.server, plan.seen)
@@ -304,6 +312,20 @@ class Agent:
                 where=f"client {self.name}, key 'block'",
                 fix="give the block its name back; a new block is for records that were in none before",
             )
+
+    def _check_features(self, view: ProxyView) -> None:
+        """A student goes on from one version of the proxy set to the next, but on the features that it has learned."""
+        if self.learner.model.network.takes != "features":
+            return
+        known = self.ledger.state("features")
+        if known not in (None, view.features_hash) and self.ledger.state("student") is not None:
+            raise FedkdError(
+                "this proxy set has other public features than those that the student was trained on",
+                where=f"{self._base / self.config.proxy}",
+                fix="build a new version with 'fedkd proxy build --features' and the file of the old one",
+            )
+        if known != view.features_hash:
+            self.ledger.put_state({"features": view.features_hash})
 
     def _compute(self, plan: Plan, labels: Rows | None, contract: Contract, reservation: Reservation) -> bytes:
         noise = NoiseSource(reservation.key)

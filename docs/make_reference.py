@@ -26,6 +26,7 @@ OUT = Path(__file__).with_name("reference.md")
 CODES = {
     "malformed": "the message is not one of the schema",
     "proxy_not_allowed": "the policy does not name this proxy set",
+    "proxy_not_held": "the policy names this proxy set, and the client holds another version of it",
     "label_list_differs": "the offer's number of examples or classes is not that of the client's proxy set",
     "too_many_rounds": "more rounds than `max_rounds` of the policy, or a round outside the contract",
     "too_many_answers": "more proxy examples a round than `max_answers`, or others than the contract's number",

@@ -40,6 +40,7 @@ class Code(StrEnum):
 
     MALFORMED = "malformed"
     PROXY = "proxy_not_allowed"
+    NOT_HELD = "proxy_not_held"
     LABELS = "label_list_differs"
     ROUNDS = "too_many_rounds"
     ANSWERS = "too_many_answers"

@@ -26,6 +26,7 @@ from fedkd.errors import ClientFailure, FedkdError, WireError
 from fedkd.flower import Failure, exchange, node_ids
 from fedkd.wire import Agreement, Answers, Code, Hello, Learned, Plan, Refusal
 from server import nodes
+from server.anchor import anchor_of
 from server.run import Heads, Row, RunDirectory
 from server.tally import Quarantine, Tally
 
@@ -380,6 +381,7 @@ def serve(grid: Grid, config_path: str) -> None:
         heads=heads.load,
         keep_heads=heads.save,
         code=base / config.code,
+        anchor=anchor_of(config, base, view),
         registered=nodes.names(base / config.out / "flower") if config.nodes else {},
     )
     try:

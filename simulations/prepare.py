@@ -16,10 +16,10 @@ import numpy as np
 from fedkd import __version__, config
 from fedkd.config import Architecture, ClientConfig, Continual, Data, Policy, Scenario, ServerConfig, Training
 from fedkd.continual.stream import block_name
-from fedkd.data import proxy, sources
+from fedkd.data import encoding, proxy, sources
 from fedkd.data.sources import Examples, as_float
 from fedkd.distill import features
-from fedkd.errors import ConfigError, FedkdError
+from fedkd.errors import ConfigError, DataError, FedkdError
 from fedkd.state import write_atomic, write_json
 from fedkd.tensors import canonical, digest, unpack_plain
 from server.run import RunDirectory
@@ -89,9 +89,27 @@ def private_examples(out: Path, scenario: Scenario) -> Examples:
     return Examples(x, y, parts[0].classes)
 
 
-def build_proxy(scenario: Scenario, base: Path) -> proxy.ProxySet:
-    """Only the proxy set of a scenario. Raises DataError."""
-    return _pack(scenario, cut(scenario, base), base)
+def build_proxy(scenario: Scenario, base: Path, before: proxy.ProxySet | None = None) -> proxy.ProxySet:
+    """Only the proxy set of a scenario; or a new version of the set ``before``, with its features and its encoding, on
+    which students go on. Raises DataError."""
+    if before is None:
+        return _pack(scenario, cut(scenario, base), base)
+    known = encoding.agreed(scenario.data, before.provenance.get("encoding", {}), f"data.source {scenario.data.source}")
+    split = cut(scenario.model_copy(update={"data": known}), base)
+    public = split.proxy
+    if (public.x.shape[1:], public.classes) != (before.shape, before.classes):
+        raise DataError(
+            f"{public.classes} classes of examples {list(public.x.shape[1:])} are no new version of a proxy set with "
+            f"{before.classes} of {list(before.shape)}"
+        )
+    return proxy.build(
+        public.x,
+        public.y if scenario.proxy.labelled else None,
+        public.classes,
+        before.features_spec,
+        before.features_arrays,
+        _provenance(scenario, split) | {"features_of": before.hash},
+    )
 
 
 def _pack(scenario: Scenario, split: Split, base: Path) -> proxy.ProxySet:
@@ -106,16 +124,20 @@ def _pack(scenario: Scenario, split: Split, base: Path) -> proxy.ProxySet:
         )
     except FedkdError as error:
         raise error.at("keys features.kind and features.components") from None
-    sizes = {"proxy": scenario.proxy.size, "tune": scenario.proxy.tune_size}
-    rule = "the first proxy.size of a seeded permutation of the training examples"
     return proxy.build(
         public.x,
         public.y if scenario.proxy.labelled else None,
         public.classes,
         fitted.spec,
         features.arrays(fitted),
-        proxy.describe(split.data, scenario.seed, rule, sizes),
+        _provenance(scenario, split),
     )
+
+
+def _provenance(scenario: Scenario, split: Split) -> dict[str, Any]:
+    sizes = {"proxy": scenario.proxy.size, "tune": scenario.proxy.tune_size}
+    rule = "the first proxy.size of a seeded permutation of the training examples"
+    return proxy.describe(split.data, scenario.seed, rule, sizes)
 
 
 def _write_client(

@@ -46,6 +46,7 @@ GARBAGE, GATE, DISK, FUZZ, ENDS = (
     *("tests/unit/test_garbage.py", "tests/unit/test_gate.py", "tests/guards/test_disk_full.py"),
     *("tests/guards/test_fuzz.py", "tests/unit/test_ends.py"),
 )
+REFRESH = "tests/guards/test_refresh.py"
 EXPORT, VERSIONS = "tests/device/test_export.py", "tests/device/test_versions.py"
 
 
@@ -378,6 +379,10 @@ MUTANTS = (
     _m("small losses add up", "fedkd/device/gate.py", "for row in rows if (known", "for row in rows[-1:] if (known", VERSIONS, "test_small_losses_of_a_class_do_not_add_up"),
     _m("lineage keeps what is served", "fedkd/device/versions.py", "            kept = [*known, version][-self._keep :]\n", "            kept = [*known, version][-self._keep :]\n            served = self.folder.parent / \"serving\" / \"serving.json\"\n            kept = [one for one in known if served.exists() and one.id in served.read_text() and one not in kept] + kept\n", VERSIONS, "test_the_lineage_is_the_same_whatever_the_gate_decides"),
     # -- streams
+    _m("a live block by a count", "fedkd/continual/live.py", "        return int(record.time // self._live.period)\n", "        return int(record.time // self._live.period) + self.taken() // 4\n", LIVE, "test_leaving_a_record_out_moves_no_other_one"),
+    _m("a live block of a hash by a count", "fedkd/continual/live.py", "            return int(record.identity[:16], 16) % self._live.blocks\n", "            return self.taken() % self._live.blocks\n", LIVE, "test_leaving_a_record_out_moves_no_other_one"),
+    _m("a live list of labels grown from what is seen", "fedkd/continual/live.py", "        return Examples(x, np.array([y for _, y in rows], np.int64), self._classes)\n", "        return Examples(x, np.array([y for _, y in rows], np.int64), 1 + max((y for _, y in rows), default=0))\n", LIVE, "test_the_list_of_labels_is_the_proxy_sets_whatever_labels_have_come"),
+    _m("a label that is in no list taken in", "fedkd/continual/live.py", '        sources.check(Examples(x, y, self._classes), "its records", self._shape, self._classes)\n', '        self._classes = max(self._classes, int(y.max(initial=0)) + 1)\n        sources.check(Examples(x, y, self._classes), "its records", self._shape, self._classes)\n', LIVE, "test_the_list_of_labels_is_the_proxy_sets_whatever_labels_have_come"),
     _m("late records learned", "fedkd/continual/live.py", "        if self._sealed(block):\n", "        if False:\n", LIVE, "test_a_record_that_comes_after_its_block_was_sealed_is_never_learned"),
     _m("source marked before its records are in", "fedkd/continual/live.py", "        with self._transaction():\n            counts", '        self._db.execute("INSERT INTO sources VALUES (?, ?)", (source.name, source.sha256))\n        self._db.execute("DELETE FROM sources WHERE 0")\n        with self._transaction():\n            self._db.execute("DELETE FROM sources WHERE name = ?", (source.name,))\n            counts', LIVE, "test_killed_at_any_statement_each_record_is_taken_exactly_once"),
     _m("held-out records learned", "fedkd/continual/live.py", '"block = ? AND held_out = 0"', '"block = ?"', LIVE, "test_whether_a_record_is_held_out_depends_on_it_alone_and_nothing_learns_it"),
@@ -429,6 +434,9 @@ MUTANTS = (
     _m("buffer without a bound", "fedkd/continual/replay.py", ".argsort(stable=True)[: self._capacity]", ".argsort(stable=True)", METHODS, "test_a_buffer_is_bounded_and_holds_what_has_come"),
     _m("limit of another block", "fedkd/config/policy.py", "        return self.block_epsilons.get(block, self.epsilon)\n", "        return self.epsilon\n", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
     _m("lowest limit forgotten", "fedkd/config/policy.py", "            return min([self.epsilon, *self.block_epsilons.values()])\n", "            return self.epsilon\n", POLICY, "test_what_touches_all_blocks_keeps_the_lowest_limit"),
+    _m("answers about a proxy set that is not here", "client/agent.py", "        self._check_held(offer.proxy)\n", "", REFRESH, "test_a_client_that_holds_the_old_version_says_so_and_goes_on_with_it"),
+    _m("soft labels of a proxy set that is not here", "client/agent.py", "        self._check_held(plan.proxy)\n", "", REFRESH, "test_a_client_that_holds_the_old_version_says_so_and_goes_on_with_it"),
+    _m("weights on features that they were not trained on", "client/agent.py", "        if known not in (None, view.features_hash) and", "        if False and", REFRESH, "test_a_version_with_other_features_is_refused_once_a_student_has_learned"),
     _m("block changed under its contract", "client/agent.py", "check_plan(self.policy, contract, plan, self.config.block)", "check_plan(self.policy, contract, plan, contract.events[0].blocks[0] if contract else \"all\")", POLICY, "test_a_contract_of_one_block_does_not_pay_for_a_block_with_a_lower_limit"),
     _m("limits of blocks that nothing is added to", BOOK, "*more], accountant, block_of(more))", "*more], accountant)", POLICY, "test_every_block_may_have_a_limit_of_its_own"),
     _m("garbage asked for ever", "server/tally.py", "return self._strikes[client] >= STRIKES", "return False", GARBAGE, "test_who_sends_only_garbage_is_asked_no_more_and_has_no_influence"),

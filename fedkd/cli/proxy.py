@@ -25,12 +25,17 @@ def build(
     scenario: SCENARIO = None,
     overrides: SET = None,
     out: Annotated[Path, typer.Option(help="file to write")] = Path("proxy.safetensors"),
+    features: Annotated[
+        Path | None, typer.Option(help="an older version of the set, whose features are kept: students go on with them")
+    ] = None,
 ) -> None:
     """Cut the proxy set off the scenario's data, fit its public features, and pack both into one file."""
+    from fedkd.data.proxy import ProxySet
     from simulations.prepare import build_proxy
 
     chosen = config.load(Scenario, scenario, overrides or [])
-    built = build_proxy(chosen, scenario.resolve().parent if scenario else Path.cwd())
+    before = None if features is None else ProxySet.load(features)
+    built = build_proxy(chosen, scenario.resolve().parent if scenario else Path.cwd(), before)
     built.save(out)
     print(f"{out}: {len(built)} examples, {built.classes} classes, features {built.features_spec['kind']}")
     print(built.hash)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedkd.config.answers import Aggregate, Augment, Codec
 from fedkd.config.base import NAME, Model, Positive, Rate
@@ -52,6 +52,14 @@ class ServerConfig(Federation):
     out: str = Field("run", description="run directory")
     code: str = Field(".", description="folder of what is of your own: module:Class, the weights of init, a backbone")
     test: Data | None = Field(None, description="public labelled examples on which the teacher is tested")
+    anchor: str | None = Field(
+        None,
+        description="teacher's file of the run before: what it says of the proxies is frozen, and is what clients "
+        "learn from until the last round is over",
+    )
+    anchor_classes: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="labels that had come by then: the anchor has no mass on others; empty: all"
+    )
     address: str = Field("127.0.0.1:8000", description="host:port on which relays are served")
     tls: ServerTls | None = Field(None, description="needed unless address is on the loopback interface")
     nodes: str | None = Field(None, description="folder of the clients' public node keys; needed with tls")
@@ -61,3 +69,9 @@ class ServerConfig(Federation):
         600.0, description="seconds a request waits; a round below quorum asks for twice as long"
     )
     join_timeout: Positive = Field(600.0, description="seconds to wait for clients before the first round")
+
+    @model_validator(mode="after")
+    def _anchored(self) -> Self:
+        if self.anchor_classes and self.anchor is None:
+            raise ValueError("anchor_classes are those of an 'anchor': name its file, or remove them")
+        return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +21,7 @@ from fedkd.distill.losses import soften
 from fedkd.distill.trainer import logits
 from fedkd.errors import DataError
 from fedkd.state import read_packed, write_atomic
-from fedkd.tensors import Arrays, below, pack
+from fedkd.tensors import Arrays, below, digest, pack
 
 FORMAT = "fedkd.model/1"
 LARGEST_INPUT = 1e4  # features are clamped here, so that one absurd private record cannot overflow its gradient
@@ -40,6 +40,11 @@ class ProxyView:
     def load(cls, path: Path, code: Path) -> ProxyView:
         """Read and verify a file; the agents of one process share one copy."""
         return _view(path.resolve(), path.stat().st_mtime_ns if path.exists() else 0, code.resolve())
+
+    @cached_property
+    def features_hash(self) -> str:
+        """Of the features alone: another version of a proxy set may have the same."""
+        return digest(pack(arrays(self.features), self.features.spec))
 
     def inputs(self, takes: str, augment: str = "none") -> Tensor:
         """All proxy examples as a network that takes "features" or "raw" sees them, the further ones behind the proxy

@@ -68,6 +68,7 @@ def test_these_are_all_messages_and_all_words_of_refusal() -> None:
     assert {code.value for code in Code} == {
         "malformed",
         "proxy_not_allowed",
+        "proxy_not_held",
         "label_list_differs",
         "too_many_rounds",
         "too_many_answers",
