@@ -107,6 +107,36 @@ def test_blocks_do_not_depend_on_the_order_of_arrival_or_on_other_records(order:
     assert len(rest.get(block, b"")) + len(alone[block]) == len(whole[block])
 
 
+@pytest.mark.parametrize("keys", [{"by": "time"}, {"by": "hash", "blocks": 3}])
+def test_leaving_a_record_out_moves_no_other_one(keys: dict[str, object], tmp_path: Path) -> None:
+    """The demand of parallel composition: membership by time or by hash, whatever else is there."""
+
+    def members(folder: Path, left_out: int | None) -> dict[bytes, str]:
+        for number in (n for n in range(12) if n != left_out):
+            write(folder / "inbox", f"{number:02}.npz", 1, seed=number)
+        with closing(opened(folder, **keys)) as stream:
+            stream.ingest()
+            return {x.tobytes(): block.name for block in stream.blocks() for x in stream.examples(block.name).x}
+
+    whole = members(tmp_path / "whole", None)
+    assert len(whole) == 12 and len(set(whole.values())) > 1
+    for number in range(12):
+        rest = members(tmp_path / str(number), number)
+        assert len(rest) == 11 and all(whole[record] == block for record, block in rest.items())
+
+
+def test_the_list_of_labels_is_the_proxy_sets_whatever_labels_have_come(tmp_path: Path) -> None:
+    """A list that grew would tell which labels a device has seen, by the width of its answers."""
+    told: list[str] = []
+    write(tmp_path / "inbox", "a.npz", 2, y=np.array([0, 1]), time=np.zeros(2))
+    with closing(opened(tmp_path, told)) as stream:
+        stream.ingest()
+        assert stream.examples("time-0").classes == stream.examples("time-9").classes == PUBLIC.classes
+        write(tmp_path / "inbox", "b.npz", 1, y=np.array([PUBLIC.classes]), time=np.zeros(1))
+        assert stream.ingest() == Taken(refused=1) and "labels" in told[-1]
+        assert stream.examples("time-0").classes == PUBLIC.classes and len(stream.examples("time-0")) == 2
+
+
 def test_a_record_that_comes_after_its_block_was_sealed_is_never_learned(tmp_path: Path) -> None:
     write(tmp_path / "inbox", "a.npz", 2, time=np.array([1.0, 2.0]))
     with closing(opened(tmp_path)) as stream:
