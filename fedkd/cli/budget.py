@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fedkd.cli.output import print_json
 from fedkd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,8 +77,7 @@ def plan(
     if plot is not None:
         plots.draw_lines(plan_content.plan_figure(found), plot)
     if as_json:
-        json.dump(plan_content.plan_record(found), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-        print()
+        print_json(plan_content.plan_record(found))
     else:
         print(render_text(plan_content.plan_document(found)), end="")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fedkd.cli.output import print_json
 from fedkd.errors import ConfigError, FedkdError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def versions(state: STATE, as_json: AS_JSON = False) -> None:
     known, stack = Versions(state).all(), Serving(state).stack()
     served = stack[-1].version.id if stack else None
     if as_json:
-        return _print({
+        return print_json({
             "versions": [one.record() for one in known], "served": served, "stack": [one.record() for one in stack]
         })  # fmt: skip
     print(f"{'id':<16}  {'no.':>4}  {'parent':<16}  {'bytes':>9}  {'ε spent':>8}  student")
@@ -133,7 +133,7 @@ def promote(
     public = None if proxy is None else ProxySet.load(proxy)
     verdict = gate.promote(state, id, held_out, settings, proxy=public, code=code)
     if as_json:
-        _print(verdict.record())
+        print_json(verdict.record())
     if not verdict.promoted:
         raise FedkdError(
             f"the gate does not let version {id} pass: {'; '.join(verdict.reasons)}",
@@ -151,7 +151,7 @@ def rollback(state: STATE, as_json: AS_JSON = False) -> None:
 
     one = Serving(state).rollback()
     if as_json:
-        return _print(one.record())
+        return print_json(one.record())
     print(f"serves {one.version.id} as {one.file}")
 
 
@@ -181,7 +181,7 @@ def ingest(
             stream.seal(name)
         blocks = stream.blocks()
     if as_json:
-        return _print({"taken": asdict(taken), "blocks": [asdict(block) for block in blocks]})
+        return print_json({"taken": asdict(taken), "blocks": [asdict(block) for block in blocks]})
     print(f"{taken.new} new, {taken.late} too late, {taken.known} known, {taken.refused} sources refused")
     for block in blocks:
         print(f"{block.name:<16}  {block.records:>7}  {'sealed' if block.sealed else 'open'}")
@@ -236,11 +236,6 @@ def _examples(path: Path | None) -> tuple[Any, Any]:
 
 def _tell(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        return _print(result)
+        return print_json(result)
     for key, value in result.items():
         print(f"{key:<15} {value}")
-
-
-def _print(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    print()

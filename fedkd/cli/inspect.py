@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from fedkd import config
+from fedkd.cli.output import print_json
 from fedkd.errors import ConfigError
 
 settings = typer.Typer(help="Schemas and resolved configurations.", no_args_is_help=True)
@@ -39,7 +38,7 @@ def report(
     from fedkd.report.schema import json_schema
 
     if schema:
-        return _print_json(json_schema())
+        return print_json(json_schema())
     if not path:
         raise ConfigError("there is nothing to report on", fix="name run directories, client folders or ledgers")
     result = budget_report(
@@ -85,7 +84,7 @@ def predict(
     probabilities = load_student(model, code).predict(read_inputs(data))
     first = probabilities.argmax(axis=1).tolist()
     if as_json:
-        return _print_json({"classes": first, "probabilities": probabilities.tolist()})
+        return print_json({"classes": first, "probabilities": probabilities.tolist()})
     print("\n".join(str(label) for label in first))
 
 
@@ -96,7 +95,7 @@ def schema(
     """Print the JSON schema of a configuration file."""
     if kind not in config.KINDS:
         raise ConfigError(f"there is no configuration called {kind!r}", fix=f"use one of {', '.join(config.KINDS)}")
-    _print_json(config.KINDS[kind].model_json_schema())
+    print_json(config.KINDS[kind].model_json_schema())
 
 
 @settings.command("show")
@@ -109,8 +108,3 @@ def show(
     if kind not in config.KINDS:
         raise ConfigError(f"there is no configuration called {kind!r}", fix=f"use one of {', '.join(config.KINDS)}")
     print(config.dump(config.load(config.KINDS[kind], path, overrides or [])), end="")
-
-
-def _print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    print()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedkd.cli.output import print_json
 from fedkd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def export(
         raise ConfigError(f"no ledger of client {client!r}", where=str(path))
     events = [{"client": one["client"], **event} for one in exports for event in one["events"]]
     if as_json:
-        return _print_json(events)
+        return print_json(events)
     for event in events:
         print("  ".join(f"{key}={event[key]}" for key in event))
 
@@ -84,7 +83,7 @@ def show(
     if not found:
         raise ConfigError(f"no ledger of client {client!r}", where=str(path))
     if as_json:
-        return _print_json(found)
+        return print_json(found)
     print("\n".join(render(one) for one in found), end="")
 
 
@@ -152,8 +151,3 @@ def _head_file(behind: int | None) -> str:
     if behind is None:
         return "none: an older copy of the database alone would not be noticed"
     return "names this head" if behind == 0 else f"names an entry {behind} before the head, as after a crash"
-
-
-def _print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    print()
