@@ -366,7 +366,7 @@ MUTANTS = (
     _m("a plan that forgets the past", "fedkd/report/planning.py", "calibration.calibrate(seen[: len(past)]", "calibration.calibrate([]", REPORTS[2], "test_noise_after_a_ledgers_past_is_what_an_agent_would_put_into_its_next_contract"),
     # -- the audit
     _m("audits not corrected for their number", "fedkd/privacy/audit.py", "alpha = (1 - confidence) / max(1, len(evidence))", "alpha = 1 - confidence", AUDITS[0], "test_bounds_hold_together_at_the_confidence_of_the_family"),
-    _m("rules chosen on what is counted", "fedkd/privacy/audit.py", "choose_rule(negative[:cut_n], positive[:cut_p], bound)", "choose_rule(negative[cut_n:], positive[cut_p:], bound)", AUDITS[0], "test_paired_bounds_of_a_gaussian_stay_below_its_epsilon"),
+    _m("rules chosen on what is counted", "fedkd/privacy/audit.py", "choose_rule(negative[:cut_n], positive[:cut_p], bound)", "choose_rule(negative[cut_n:], positive[cut_p:], bound)", AUDITS[0], "test_trials_that_are_counted_do_not_choose_the_rule"),
     _m("error rates without confidence limits", "fedkd/privacy/audit.py", "np.where(failures > 0, betainccinv(np.add(successes, 1.0), np.maximum(failures, 1.0), alpha), 1.0)", "(np.add(successes, 0.5)) / np.add(trials, 1.0)", AUDITS[0], "test_paired_bounds_of_a_gaussian_stay_below_its_epsilon"),
     _m("delta of one run forgotten", "fedkd/privacy/audit.py", "tail + 2 * self.canaries * delta *", "tail + 0 * delta *", AUDITS[1], "test_the_p_value_of_guesses_is_the_published_one"),
     _m("a claim that an audit refutes still holds", "fedkd/report/budget.py", ' != "inf" and not refuted,', ' != "inf",', AUDITS[2], "test_an_audit_above_its_claim_leaves_no_guarantee"),

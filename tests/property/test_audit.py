@@ -58,6 +58,14 @@ def test_rules_chosen_on_what_is_counted_would_be_found_out() -> None:
     assert too_often(above, TIMES)
 
 
+def test_trials_that_are_counted_do_not_choose_the_rule() -> None:
+    negative, positive = np.random.default_rng(3).normal(size=(2, 400, 2))
+    positive[:100, 0] += 4.0  # what tells the releases apart among those that choose
+    positive[100:, 1] += 4.0  # and among those that are counted
+    (_, plain), (_, gaussian) = paired_bounds(negative, positive, DELTA)
+    assert plain(ALPHA) == gaussian(ALPHA) == 0
+
+
 @pytest.mark.parametrize(("epsilon", "delta"), [(0.0, 0.0), (1.0, 0.0), (1.0, 0.01)])
 def test_one_run_bounds_of_randomised_response_stay_below_its_epsilon(epsilon: float, delta: float) -> None:
     """Each coin comes out right with probability e^eps / (1 + e^eps); with probability delta it is shown bare."""
