@@ -117,3 +117,4 @@ def test_what_is_built_does_not_follow_the_callers_arrays() -> None:
     one = made(examples=x)
     x[:] = 1
     one.verify()
+    assert not one.examples.any()

@@ -395,13 +395,17 @@ def test_a_head_file_that_the_client_has_not_signed_is_an_error(content: str, li
 
 
 def test_a_crash_before_the_head_file_is_written_is_no_rollback(life: Life, tmp_path: Path) -> None:
+    whole = opened(copy(life.copies[-1], tmp_path / "whole"))
     for old in STEPS:
         folder = copy(life.copies[-1], tmp_path / str(old))
         if (life.copies[old] / "head").exists():
             shutil.copy(life.copies[old] / "head", folder)
         else:
             (folder / "head").unlink()
-        opened(folder).close()
+        ledger = opened(folder)
+        assert ledger.export() == whole.export()
+        ledger.close()
+    whole.close()
 
 
 # -- what servers hand back -------------------------------------------------------------------------------------------

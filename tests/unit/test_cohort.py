@@ -228,7 +228,7 @@ def test_a_network_of_any_other_form_is_trained_alone(body: nn.Module) -> None:
 def test_a_round_of_another_network_or_beside_another_loss_is_not_taken() -> None:
     class Other:
         def batch(self, network: nn.Module, size: int) -> torch.Tensor:
-            raise NotImplementedError
+            raise AssertionError("a loss that is refused is not computed")
 
     federation = Federation("mlp")
     built, round = Cohort(members(federation.networks)), federation.rounds(1)["c"]
