@@ -174,6 +174,7 @@ class Refusal:
 
 
 Message = Hello | Offer | Agreement | Plan | Answers | Learned | Refusal
+_HINTS = {kind: get_type_hints(kind) for kind in get_args(Message)}
 T = TypeVar("T", bound=Message)
 U = TypeVar("U", bound=Message)
 V = TypeVar("V", bound=Message)
@@ -220,7 +221,7 @@ def decode(data: bytes, *expected: type[Any]) -> Any:
 
 
 def _build(kind: type[Any], header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Any:
-    hints = get_type_hints(kind)
+    hints = _HINTS[kind]
     names = [field.name for field in fields(kind)]
     if {*header, *arrays} != set(names) or len(header) + len(arrays) != len(names):
         raise WireError(f"{kind.kind}: the fields are not those of the schema")

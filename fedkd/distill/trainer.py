@@ -280,5 +280,5 @@ def accuracy(network: nn.Module, data: Labelled) -> float:
 def forked_rng(seed: int) -> Iterator[None]:
     """Torch's global generator seeded inside (for dropout and the like), and left as it was outside."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's: torch.manual_seed looks for other devices, for 3 ms
         yield
