@@ -22,9 +22,8 @@ from simulations.runner import Options, Simulation
 STUDENT = "{kind: mlp, hidden: [200, 200], activation: relu, learning_rate: 0.1}"
 TEACHER = ["teacher.kind=mlp", "teacher.hidden=[200, 200]", "teacher.activation=relu", "teacher.learning_rate=0.005",
            "teacher.steps=200", "training.distil_learning_rate=0.005"]  # fmt: skip
-FASHION = ["data.source=idx", "clients=10", "proxy.size=4000", "proxy.tune_size=2000", "features.kind=pca",
-           "features.components=60", *TEACHER, "teacher.learning_rate=0.003", "teacher.batch_size=256",
-           "teacher.steps=400"]  # fmt: skip
+FASHION = ["data.source=idx", "clients=10", "proxy.size=4000", "proxy.tune_size=2000",
+           "features.kind=scattering+patches", "features.components=300"]  # fmt: skip
 SETTINGS: dict[tuple[str, str], list[str]] = {
     ("digits", "none"): [
         *TEACHER, f"students=[{STUDENT}]", "codec=top3", "rounds=3", "privacy.steps=40", "privacy.sample_rate=0.2",
@@ -32,12 +31,15 @@ SETTINGS: dict[tuple[str, str], list[str]] = {
     ],
     ("digits", "3"): ["codec=top3", "baselines=[fedavg_dp_sgd]"],
     ("fashion", "none"): [
-        *FASHION, f"students=[{STUDENT}]", "codec=top3", "rounds=1", "privacy.steps=300", "privacy.sample_rate=0.024",
-        "baselines={fedavg: {rounds: 10, steps: 40}}",
+        *FASHION, *TEACHER, f"students=[{STUDENT}]", "codec=top3", "rounds=3", "privacy.steps=100",
+        "privacy.sample_rate=0.024", "teacher.learning_rate=0.003", "teacher.batch_size=256", "teacher.steps=400",
+        "teacher.dropout=0.5", "teacher.weight_decay=0.01", "baselines={fedavg: {rounds: 10, steps: 40}}",
     ],
     ("fashion", "3"): [
-        *FASHION, "codec=top3", "training.learning_rate=3", "training.distil_learning_rate=0.05",
-        "training.terms={kl: 0.3}", "privacy.steps=20", "baselines=[fedavg_dp_sgd]",
+        *FASHION, "teacher={kind: mlp, hidden: [512], activation: relu, dropout: 0.5, steps: 400, batch_size: 256, "
+        "learning_rate: 0.003, weight_decay: 0.01}", "codec=top3", "training.learning_rate=3",
+        "training.distil_learning_rate=0.05", "training.terms={kl: 0.3}", "privacy.steps=20",
+        "privacy.nominal_examples=5400", "baselines=[fedavg_dp_sgd]",
     ],
 }  # fmt: skip
 """By data and epsilon. Under privacy the student is linear, the best of both there; without, the larger network."""

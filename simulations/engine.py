@@ -32,12 +32,13 @@ class Hosts(Protocol):
         """Threads on which to call."""
 
     def gathered(self) -> AbstractContextManager[None]:
-        """While calls are handed to the pool that belong together."""
+        """While calls are handed to the pool that belong together. Nobody waits for anybody, if a host says nothing."""
+        return contextlib.nullcontext()
 
     def close(self) -> None: ...
 
 
-class Here:
+class Here(Hosts):
     """All agents in this process."""
 
     def __init__(self, folders: Mapping[str, Path], test: Path, liars: Liars) -> None:
@@ -51,16 +52,12 @@ class Here:
         """One thread: one call at a time."""
         return ThreadPoolExecutor(1)
 
-    def gathered(self) -> AbstractContextManager[None]:
-        """Nobody waits for anybody."""
-        return contextlib.nullcontext()
-
     def close(self) -> None:
         """Close the agents."""
         self._host.close()
 
 
-class Workers:
+class Workers(Hosts):
     """Agents dealt out to worker processes; a client stays with its worker."""
 
     def __init__(self, folders: Mapping[str, Path], test: Path, workers: int, liars: Liars) -> None:
@@ -96,10 +93,6 @@ class Workers:
     def pool(self) -> ThreadPoolExecutor:
         """A thread a worker."""
         return ThreadPoolExecutor(len(self._processes))
-
-    def gathered(self) -> AbstractContextManager[None]:
-        """Nobody waits for anybody."""
-        return contextlib.nullcontext()
 
     def close(self) -> None:
         """Ask every worker to end, and wait for it."""

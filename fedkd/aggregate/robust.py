@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkd.aggregate.rule import Central
+from fedkd.aggregate.rule import Central, OfProbabilities
 from fedkd.aggregate.simplex import scaled
 from fedkd.config import Aggregate
 from fedkd.consensus import Consensus
-from fedkd.wire import Rows, check_rows
+from fedkd.wire import Rows
 
 BLOCK = 2**22
 """So many values are put side by side at a time: the copy is small beside the rows themselves."""
@@ -33,14 +33,10 @@ class Collected:
     rows: Mapping[str, Rows] = field(default_factory=dict)
 
 
-class _Coordinatewise:
+class _Coordinatewise(OfProbabilities):
     def __init__(self, centre: Callable[[Ordered], NDArray[np.float64]]) -> None:
         """``centre`` is that [values] of rising rows [values, clients]."""
         self._centre = centre
-
-    def check(self, rows: Rows, queries: int, classes: int, voters: int) -> None:
-        """Raises WireError for what is no probabilities."""
-        check_rows(rows, queries, classes)
 
     def start(self, queries: int, classes: int, roster: Collection[str]) -> Collected:
         """Nothing collected yet."""

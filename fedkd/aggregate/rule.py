@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedkd.config import Aggregate
 from fedkd.consensus import Consensus
 from fedkd.privacy.noise import NoiseSource
-from fedkd.wire import Rows
+from fedkd.wire import Rows, check_rows
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,11 @@ class Rule(Protocol[Acc]):
 
     def finish(self, acc: Acc, central: Central, features: NDArray[np.float32]) -> Consensus:
         """What the clients say together about queries with these public features [queries, d]."""
+
+
+class OfProbabilities:
+    """What rules have in common whose answers are probabilities."""
+
+    def check(self, rows: Rows, queries: int, classes: int, voters: int) -> None:
+        """Raises WireError for what is no probabilities."""
+        check_rows(rows, queries, classes)

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkd.aggregate.mean import MAX_CLIENTS, SCALE
-from fedkd.aggregate.rule import Central
+from fedkd.aggregate.rule import Central, OfProbabilities
 from fedkd.aggregate.simplex import scaled
 from fedkd.config import Aggregate
 from fedkd.consensus import Consensus
-from fedkd.wire import Rows, check_rows
+from fedkd.wire import Rows
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,9 @@ class Total:
     count: int
 
 
-class _Added:
+class _Added(OfProbabilities):
     def __init__(self, config: Aggregate) -> None:
         self._config = config
-
-    def check(self, rows: Rows, queries: int, classes: int, voters: int) -> None:
-        """Raises WireError for what is no probabilities."""
-        check_rows(rows, queries, classes)
 
     def start(self, queries: int, classes: int, roster: Collection[str]) -> Total:
         """Nothing added yet."""
