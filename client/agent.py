@@ -118,7 +118,12 @@ class Agent:
             self.stream.ingest()
         except FedkdError as error:  # a client whose source is away takes part with what it has
             self._console.say(str(error))
-        self.stream.forget(self.stream.current(self._now()))
+        except Exception:  # what is in a source must never choose the code of a reply
+            self._console.failure()
+        block = self.stream.current(self._now())
+        if self.stream.behind(block):
+            self._console.say(f"the clock was ahead before: {block} and what is older is closed, and never learned")
+        self.stream.forget(block)
 
     def _enter(self, plan: Plan) -> str:
         """The data block of a round, closed and in the learner's hands. Which one it is, the clock says, never what is
@@ -126,7 +131,9 @@ class Agent:
         if self.stream is None:
             return self.config.block
         self._look()
-        block = self.stream.enter(plan.run, plan.round, self.stream.current(self._now()))
+        again = self.ledger.charged(plan.run, plan.round)
+        block = self.stream.enter(plan.run, plan.round, self.stream.current(self._now()), again=again)
+        self.stream.forget(block, entered=True)
         self.learner.hold(self.stream.examples(block))
         return block
 
@@ -269,7 +276,8 @@ class Agent:
                 block,
             )
         except BudgetExceeded:
-            self._learn_only(plan, labels)
+            if self.ledger.state("plan") != plan.identity:  # else it has learned from these labels
+                self._learn_only(plan, labels)
             raise Refused(Code.EXHAUSTED) from None
         try:
             with self.lineage.entered(contract):

@@ -147,12 +147,17 @@ class _exporting:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
+        if agent.ledger.state("student") is not None:  # a kill may have come between a commit and this
+            self._save()
+
+    def _save(self) -> None:
+        self._agent.learner.model.save(self._agent.state / "student.safetensors")
 
     def __call__(self, method: str, payload: bytes) -> bytes:
         before, began = self._agent.ledger.state("student"), time.monotonic()
         reply = self._agent.handle(method, payload)
         if self._agent.ledger.state("student") != before:
-            self._agent.learner.model.save(self._agent.state / "student.safetensors")
+            self._save()
             seconds = time.monotonic() - began  # for this console alone: it depends on private data
             _log.info("client %s: the student has learned and answered in %.2f s", self._agent.name, seconds)
         return reply

@@ -53,14 +53,16 @@ class Upkeep:
         if not path.exists() or not len(held_out):
             return
         version = self._registered(path.read_bytes(), device)
-        if version.id == self._judged or version.id in [
-            one.version.id for one in Serving(self._agent.state, device.keep).stack()
-        ]:
+        serving = Serving(self._agent.state, device.keep)
+        known = [self._judged, *serving.given_up(), *(one.version.id for one in serving.stack())]
+        if version.id in known:
             return
         proxy = ProxySet.load(self._base / self._agent.config.proxy) if device.int8 else None
         code = self._base / self._agent.config.code
         verdict = gate.promote(self._agent.state, version.id, held_out, device, proxy=proxy, code=code)
         self._judged = version.id
+        for file in verdict.damaged:
+            self._console(f"client {self._agent.name}: {file} is damaged, and could not be compared with")
         told = "is served" if verdict.promoted else f"is not served: {'; '.join(verdict.reasons)}"
         self._console(f"client {self._agent.name}: version {version.number}, {version.id}, {told}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fedkd.cli.output import print_json
-from fedkd.errors import ConfigError, FedkdError
+from fedkd.errors import ConfigError, DataError, FedkdError
 
 if TYPE_CHECKING:
     from fedkd.device.measure import Runner
@@ -43,6 +43,8 @@ def export(
     from fedkd.device.export import export_file
     from fedkd.distill.model import Model
 
+    if out.resolve() == model.resolve():
+        raise ConfigError("the exported file would replace the student", where=str(out), fix="another --out")
     if int8 and calibrate is None:
         raise ConfigError("int8 needs examples to calibrate on", fix="--calibrate proxy.safetensors")
     opened = Model.open(model, code)
@@ -141,6 +143,8 @@ def promote(
         )
     if not as_json:
         measured = verdict.measured
+        for damaged in verdict.damaged:
+            print(f"{damaged} is damaged, and could not be compared with")
         print(f"serves {id}: accuracy {measured.row.accuracy:.1%}, {measured.bytes} bytes, p95 {measured.p95_us} µs")
 
 
@@ -171,11 +175,14 @@ def ingest(
     from fedkd.config import Live
     from fedkd.continual.live import LiveStream
     from fedkd.data.proxy import ProxySet
+    from fedkd.locks import hold
 
     settings, base = configuration.load(Live, live), live.resolve().parent
-    tell = partial(print, file=sys.stderr)
-    stream = LiveStream(state / "stream.sqlite", settings, base, ProxySet.load(proxy), tell)
-    with closing(stream):
+    public, tell = ProxySet.load(proxy), partial(print, file=sys.stderr)
+    with (
+        hold(state, "an agent uses this state directory, and takes records in by itself"),
+        closing(LiveStream(state / "stream.sqlite", settings, base, public, tell)) as stream,
+    ):
         taken = stream.ingest()
         for name in seal or []:
             stream.seal(name)
@@ -231,6 +238,8 @@ def _examples(path: Path | None) -> tuple[Any, Any]:
         proxy = ProxySet.load(path)
         return proxy.examples, proxy.labels
     found = sources.load(Data(source="npz", path=str(path)), Path())[0]
+    if not len(found):
+        raise DataError("there are no examples", where=str(path))
     return found.x, found.y
 
 

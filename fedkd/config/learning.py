@@ -61,7 +61,9 @@ class Student(Architecture):
 class Training(Model):
     """A client's own training; nothing here touches its privacy."""
 
-    learning_rate: Positive = Field(0.5, description="of private training, on the sum over the nominal batch size")
+    learning_rate: Positive | None = Field(
+        None, description="of private training, on the sum over the nominal batch size; null: what suits each student"
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="carried from round to round")
     terms: StudentTerms = Field({"kl": 1.0}, description="weights of the terms on the teacher's soft labels")
     perturbation: Positive = Field(0.1, description="of denoise: noise on inputs, in their standard deviations")

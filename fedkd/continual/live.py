@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import sqlite3
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -39,6 +38,8 @@ CREATE INDEX IF NOT EXISTS by_block ON records (block);
 CREATE TABLE IF NOT EXISTS sealed (block INTEGER PRIMARY KEY) STRICT;
 """
 SCHEMA = "1"
+FARTHEST = 2**53
+"""Blocks before and after the first: as far as their numbers are exact."""
 HELD_OUT = 100
 """Held-out records that are kept of each label once their block is forgotten: the newest."""
 SURPLUS = """SELECT sha256 FROM (SELECT sha256, block, ROW_NUMBER() OVER (PARTITION BY y ORDER BY block DESC, sha256)
@@ -139,8 +140,8 @@ class LiveStream:
         """Every file, or every row."""
         if self._source.is_dir():
             for path in sorted(self._source.glob("*.npz")):
-                content = path.read_bytes()
-                yield _Source(path.name, digest(content), partial(_file, content), path)
+                if not path.name.startswith(".") and not path.name.endswith(".tmp.npz"):  # not whole yet
+                    yield _Source(path.name, path.read_bytes, _file, path)
         elif self._source.is_file():
             yield from self._rows()
         else:
@@ -150,38 +151,52 @@ class LiveStream:
         query = f"SELECT id, time, x, y FROM {self._live.table}"  # the configuration admits a plain name only
         try:
             with closing(sqlite3.connect(f"{self._source.resolve().as_uri()}?mode=ro", uri=True)) as device:
+                device.text_factory = partial(str, encoding="utf-8", errors="replace")
                 for id, *values in device.execute(query):
-                    mark = digest(repr(values).encode())
-                    yield _Source(f"{self._live.table} {id!r}", mark, partial(_row, *values))
+                    content = repr(values).encode(errors="replace")
+                    yield _Source(f"{self._live.table} {id!r}", partial(bytes, content), partial(_row, *values))
         except sqlite3.DatabaseError as error:
             raise DataError(f"the records cannot be read: {error}", where=str(self._source)) from None
 
     def _take(self, source: _Source) -> Taken:
-        before = self._db.execute("SELECT sha256 FROM sources WHERE name = ?", (source.name,)).fetchone()
-        if before == (source.sha256,):
-            self._done_with(source)
+        was = source.state()
+        try:
+            content = source.content()
+            mark = digest(content)
+            before = self._db.execute("SELECT sha256 FROM sources WHERE name = ?", (source.name,)).fetchone()
+            if before is None:
+                records = [(self._number(record), record) for record in self._records(source.read(content))]
+        except sqlite3.Error:
+            raise
+        except Exception as error:  # a record may be anything, and must not decide whether the client answers
+            what = error if isinstance(error, DataError) else DataError(f"it cannot be read: {error!r}")
+            self._console(str(what.at(source.name)))
+            return Taken(refused=1)
+        if before == (mark,):
+            self._done_with(source, was)
             return Taken()
         if before is not None:
             self._console(f"{source.name} was changed after it was taken: what it holds now is ignored")
             return Taken(refused=1)
-        try:
-            records = list(self._records(source))
-        except DataError as error:
-            self._console(str(error.at(source.name)))
-            return Taken(refused=1)
         with self._transaction():
-            counts = [self._insert(record) for record in records]
-            self._db.execute("INSERT INTO sources VALUES (?, ?)", (source.name, source.sha256))
-        self._done_with(source)
+            counts = [self._insert(block, record) for block, record in records]
+            self._db.execute("INSERT OR IGNORE INTO sources VALUES (?, ?)", (source.name, mark))
+        self._done_with(source, was)
         return Taken(counts.count("new"), counts.count("late"), counts.count("known"))
 
-    def _done_with(self, source: _Source) -> None:
-        """The file of a source whose records are in the index for good."""
-        if self._live.delete and source.path is not None:
-            source.path.unlink(missing_ok=True)
+    def _done_with(self, source: _Source, was: _State) -> None:
+        """Remove the file of a source whose records are in the index for good, but not another one that has taken its
+        name since it was read. The name is free again: first, since after a crash its records are only known."""
+        if not self._live.delete or source.path is None:
+            return
+        self._db.execute("DELETE FROM sources WHERE name = ?", (source.name,))
+        try:
+            if source.state() == was:
+                source.path.unlink(missing_ok=True)
+        except OSError as error:
+            self._console(f"{source.name} has been taken and cannot be removed: {error.strerror}")
 
-    def _insert(self, record: Record) -> str:
-        block = self._number(record)
+    def _insert(self, block: int, record: Record) -> str:
         if self._db.execute("SELECT 1 FROM records WHERE sha256 = ?", (record.identity,)).fetchone():
             return "known"
         if self._sealed(block):
@@ -202,13 +217,15 @@ class LiveStream:
             return int(record.identity[:16], 16) % self._live.blocks
         if record.time is None:
             raise DataError("the record has no time", fix="give it one, or put records into blocks by: hash")
-        return int(record.time // self._live.period)
+        number = record.time // self._live.period
+        if not abs(number) < FARTHEST:
+            raise DataError("the record's time is out of all bounds", fix="write it in seconds")
+        return int(number)
 
     def _name(self, block: int) -> str:
         return f"{self._live.by}-{block}"
 
-    def _records(self, source: _Source) -> Iterator[Record]:
-        arrays = source.read()
+    def _records(self, arrays: Mapping[str, NDArray[Any]]) -> Iterator[Record]:
         x, y, time = (arrays.get(key) for key in ("x", "y", "time"))
         if x is None or y is None or x.ndim < 1 or y.shape != x.shape[:1]:
             raise DataError("records need x [n, ...] and y [n]")
@@ -216,6 +233,8 @@ class LiveStream:
             raise DataError("the records have no times", fix="write time [n], in seconds")
         if time is not None and (time.shape != y.shape or time.dtype.kind not in "fiu" or not np.isfinite(time).all()):
             raise DataError("time must be numbers [n]")
+        if x.dtype.kind not in "biuf":
+            raise DataError(f"x must be numbers, not {x.dtype}")
         x = x if x.dtype == np.uint8 else x.astype(np.float32)
         sources.check(Examples(x, y, self._classes), "its records", self._shape, self._classes)
         for index in range(len(y)):
@@ -227,11 +246,11 @@ class LiveStream:
         """The block that a client learns at a time, in seconds: the newest one that is over, whatever is in it."""
         return self._name(int((now - self._live.delay) // self._live.period) - 1)
 
-    def enter(self, run: str, round: int, block: str) -> str:
-        """The block of a round: ``block``, or the one with which this very round was entered before. It is closed:
-        a reservation that is entered again must meet the data that it met before."""
+    def enter(self, run: str, round: int, block: str, *, again: bool) -> str:
+        """The block of a round: ``block``, or where the round has been charged, and is entered ``again``, the one that
+        it was charged to. It is closed: a reservation that is entered again must meet the data that it met before."""
         before = self._meta("entered")
-        if before is not None and json.loads(before)[:2] == [run, round]:
+        if again and before is not None and json.loads(before)[:2] == [run, round]:
             block = str(json.loads(before)[2])
         self.seal(block)
         self._put("entered", json.dumps([run, round, block]))
@@ -239,14 +258,29 @@ class LiveStream:
 
     def seal(self, block: str) -> None:
         """Close a block: records that come for it later are never learned. Before a block is charged for, so that it is
-        the same whenever it is entered again."""
+        the same whenever it is entered again. Raises DataError for what is no block's name."""
+        if not re.fullmatch(rf"{self._live.by}--?[0-9]{{1,15}}", block):
+            raise DataError(f"there is no block {block!r}", fix=f"blocks are named {self._live.by}-0, and so on")
         self._db.execute("INSERT OR IGNORE INTO sealed VALUES (?)", (_number(block),))
 
-    def forget(self, block: str) -> None:
+    def forget(self, block: str, *, entered: bool = False) -> None:
         """Close every block of a time before ``block``, and let go of its records: but for the one that was entered
-        last, and for the newest held-out records of each label."""
+        last, and for the newest held-out records of each label.
+
+        One block at a time, unless ``block`` has been entered: one look at a clock that is wrong does not end learning
+        until its date.
+        """
+        first, before = _number(block), self._meta("first")
+        if before is not None:  # a clock may be set back
+            first = max(int(before), first if entered else min(first, int(before) + 1))
+        self._close_before(first)
+
+    def behind(self, block: str) -> bool:
+        """Whether ``block``, which the clock says is the one to learn, is closed already, since it was later before."""
+        return _number(block) < int(self._meta("first") or _number(block))
+
+    def _close_before(self, first: int) -> None:
         entered = self._meta("entered")
-        first = max(_number(block), int(self._meta("first") or _number(block)))  # a clock may be set back
         kept = first if entered is None else _number(json.loads(entered)[2])
         with self._transaction():
             self._put("first", str(first))
@@ -317,27 +351,38 @@ def _counts(taken: Taken) -> tuple[int, int, int, int]:
     return taken.new, taken.late, taken.known, taken.refused
 
 
+_State = tuple[int, int, int] | None
+
+
 @dataclass(frozen=True)
 class _Source:
-    """A file or a row: its name, the hash of its content, what reads it, and the path of a file."""
+    """A file or a row: its name, what gives its content, what reads records out of that, and the path of a file."""
 
     name: str
-    sha256: str
-    read: Callable[[], Mapping[str, NDArray[Any]]]
+    content: Callable[[], bytes]
+    read: Callable[[bytes], Mapping[str, NDArray[Any]]]
     path: Path | None = None
+
+    def state(self) -> _State:
+        """Which file has the name now, and how it is; None for a row, or where there is none."""
+        try:
+            found = None if self.path is None else self.path.stat()
+        except OSError:
+            return None
+        return None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _file(content: bytes) -> Mapping[str, NDArray[Any]]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             return {key: file[key] for key in ("x", "y", "time") if key in file}
-    except (OSError, ValueError, EOFError, TypeError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+    except Exception as error:  # of a file that is none: whatever zip, zlib and the parser of headers find to say
         raise DataError(f"not an .npz file of plain arrays: {error}") from None
 
 
-def _row(time: Any, x: Any, y: Any) -> Mapping[str, NDArray[Any]]:
+def _row(time: Any, x: Any, y: Any, content: bytes) -> Mapping[str, NDArray[Any]]:
     try:
         found = {"x": np.load(io.BytesIO(x), allow_pickle=False)[None], "y": np.array([y])}
-    except (TypeError, ValueError, EOFError, OSError) as error:
+    except Exception as error:
         raise DataError(f"x is not the bytes of an .npy array: {error}") from None
     return found if time is None else {**found, "time": np.array([time])}

@@ -21,7 +21,7 @@ FORMULAS: Mapping[str, str] = {
     "aia": "mean_i mean_{j<=i} R[i, j], the average incremental accuracy",
     "bwt": "mean_{j<T} (R[T, j] - R[j, j]) (arXiv:1706.08840)",
     "fwt": "mean_{j>=2} (R[j-1, j] - b[j]), b at random initialisation (arXiv:1706.08840)",
-    "forgetting": "mean_{j<T} (max_{j<=l<T} R[l, j] - R[T, j]) (RWalk, Chaudhry et al. 2018, arXiv:1801.10112)",
+    "forgetting": "mean_{j<T} (max_{l<T} R[l, j] - R[T, j]) (RWalk, Chaudhry et al. 2018, arXiv:1801.10112)",
     "learning_accuracy": "mean_j R[j, j]",
 }
 
@@ -49,7 +49,7 @@ def fwt(r: Matrix, b: NDArray[np.float64]) -> float | None:
 
 def forgetting(r: Matrix) -> float | None:
     """RWalk's: from the best that an experience was ever known, before the last one. None for one experience."""
-    return float((_best(r, np.arange(len(r))) - r[-1])[:-1].mean()) if len(r) > 1 else None
+    return float((_best(r, np.zeros(len(r), np.int64)) - r[-1])[:-1].mean()) if len(r) > 1 else None
 
 
 def learning_accuracy(r: Matrix) -> float:

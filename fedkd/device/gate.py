@@ -21,8 +21,9 @@ from fedkd.device.measure import EagerRunner, Runner, latency, open_runner, pred
 from fedkd.device.serving import Served, Serving
 from fedkd.device.versions import Version, Versions
 from fedkd.distill.model import Model
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, DataError
 
+ROUNDING = 1e-9  # a difference of two shares may come out above a limit that it is equal to
 SUFFIX = {"safetensors": "safetensors", "onnx": "onnx", "executorch": "pte"}
 RUNS = 50  # calls that are timed
 
@@ -49,12 +50,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a version is served now; if not, why."""
+    """Whether a version is served now; if not, why. ``damaged`` are served files that it could not be compared with."""
 
     version: Version
     promoted: bool
     reasons: tuple[str, ...]
     measured: Measured
+    damaged: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -66,23 +68,26 @@ def promote(
 ) -> Verdict:
     """Measure a registered version on held-out examples of this device and serve it if the gate lets it pass.
 
-    ``proxy`` is needed where the device serves int8. Raises ConfigError without examples, DataError for examples of
-    another shape or label list.
+    It is compared with the files of the versions that were served, as far as they are whole. ``proxy`` is needed where
+    the device serves int8. Raises ConfigError without examples, DataError for examples of another shape or label list.
     """
     if not len(held_out):
         raise ConfigError("the gate needs held-out examples", fix="give labelled examples that no training has seen")
     versions, serving = Versions(state, device.keep), Serving(state, device.keep)
     version = versions.find(id)
     model = Model.open(versions.path(version.id), code)
+    if not 0 <= int(held_out.y.min()) <= int(held_out.y.max()) < version.classes:
+        raise DataError(f"the examples have labels outside the version's list, 0 to {version.classes - 1}")
     content = _content(model, versions.read(version), device, proxy)
     with _opened(content, SUFFIX[device.format], code) as runner:
         measured = _measure(runner, model, len(content), held_out)
-    stack = serving.stack()
-    rows = [_row(open_runner(serving.path(one), code), held_out) for one in stack if _comparable(one, version)]
+    stack, damaged = serving.stack(), serving.damaged()
+    known = [one for one in stack if one not in damaged and _comparable(one, version)]
+    rows = [_row(open_runner(serving.path(one), code), held_out) for one in known]
     reasons = [*_other_kind(stack, version), *judge(device.gate, measured, rows)]
     if not reasons:
         serving.switch(version, content, SUFFIX[device.format], asdict(measured))
-    return Verdict(version, not reasons, tuple(reasons), measured)
+    return Verdict(version, not reasons, tuple(reasons), measured, tuple(one.file for one in damaged))
 
 
 def errors(state: Path, examples: Examples, keep: int, code: Path | None = None) -> list[bool]:
@@ -100,16 +105,16 @@ def judge(gate: Gate, new: Measured, rows: Sequence[Row]) -> Iterator[str]:
 
     A class is compared with the best that any of them knew it, so that small steps do not add up to a loss.
     """
-    if rows and (drop := rows[-1].accuracy - new.row.accuracy) > gate.max_accuracy_drop:
+    if rows and (drop := rows[-1].accuracy - new.row.accuracy) > gate.max_accuracy_drop + ROUNDING:
         yield _exceeds("accuracy drop", drop, gate.max_accuracy_drop)
     for label, (accuracy, count) in enumerate(zip(new.row.by_class, new.row.counts, strict=True)):
         best = max((known for row in rows if (known := row.by_class[label]) is not None), default=0.0)
-        if accuracy is not None and count >= gate.min_class_examples and best - accuracy > gate.max_class_forgetting:
-            yield _exceeds(f"forgetting of class {label}", best - accuracy, gate.max_class_forgetting)
-    if new.student_accuracy - new.row.accuracy > gate.max_int8_drop:
-        yield _exceeds(
-            "accuracy drop of the exported file", new.student_accuracy - new.row.accuracy, gate.max_int8_drop
-        )
+        if accuracy is None or count < gate.min_class_examples:
+            continue
+        if (lost := best - accuracy) > gate.max_class_forgetting + ROUNDING:
+            yield _exceeds(f"forgetting of class {label}", lost, gate.max_class_forgetting)
+    if (drop := new.student_accuracy - new.row.accuracy) > gate.max_int8_drop + ROUNDING:
+        yield _exceeds("accuracy drop of the exported file", drop, gate.max_int8_drop)
     if gate.max_bytes is not None and new.bytes > gate.max_bytes:
         yield _exceeds("size in bytes", new.bytes, gate.max_bytes)
     if gate.max_p95_us is not None and new.p95_us > gate.max_p95_us:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.device.versions import Version, read_checked, read_index
-from fedkd.errors import ConfigError, FedkdError
+from fedkd.errors import ConfigError, DataError, FedkdError
 from fedkd.locks import locked
 from fedkd.state import write_atomic, write_json
 from fedkd.tensors import digest
 
-INDEX = "serving.json"
+INDEX, GIVEN_UP = "serving.json", "given-up.json"
 FORMAT = "fedkd.serving/1"
 
 
@@ -63,12 +63,30 @@ class Serving:
         read_checked(path, one.sha256)
         return path
 
+    def damaged(self) -> list[Served]:
+        """Those of the stack whose files are not the ones that were promoted."""
+        return [one for one in self.stack() if not self._whole(one)]
+
+    def _whole(self, one: Served) -> bool:
+        try:
+            self.path(one)
+        except DataError:
+            return False
+        return True
+
+    def given_up(self) -> list[str]:
+        """Ids of versions that were rolled back, the newest last: they are served again only by a promotion that asks
+        for them by name."""
+        return read_index(self.folder / GIVEN_UP, FORMAT, "versions", str)
+
     def switch(self, version: Version, content: bytes, suffix: str, measured: Mapping[str, Any]) -> Served:
         """Serve a version whose file is ``content``: the file first, then the one write that switches, then tidying."""
         sha256 = digest(content)
         one = Served(version, f"{version.id}-{sha256[:8]}.{suffix}", sha256, dict(measured))
         with locked(self.folder):
             write_atomic(self.folder / one.file, content)
+            if version.id in (given_up := self.given_up()):
+                self._give_up([id for id in given_up if id != version.id])
             self._write([*(old for old in self.stack() if old.file != one.file), one][-self._keep :])
         return one
 
@@ -79,12 +97,16 @@ class Serving:
             if len(stack) < 2:
                 raise ConfigError("there is no earlier version to go back to", where=str(self.folder))
             self.path(stack[-2])
+            self._give_up([*self.given_up(), stack[-1].version.id])  # first: a crash must not bring it back
             self._write(stack[:-1])
             return stack[-2]
 
+    def _give_up(self, ids: Sequence[str]) -> None:
+        write_json(self.folder / GIVEN_UP, {"format": FORMAT, "versions": list(ids[-self._keep :])})
+
     def _write(self, stack: Sequence[Served]) -> None:
         write_json(self.folder / INDEX, {"format": FORMAT, "stack": [one.record() for one in stack]})
-        kept = {INDEX, "lock", *(one.file for one in stack)}
+        kept = {INDEX, GIVEN_UP, "lock", *(one.file for one in stack)}
         for path in self.folder.iterdir():  # also what a crash has left behind
             if path.name not in kept:
                 path.unlink()

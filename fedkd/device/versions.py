@@ -74,6 +74,7 @@ class Versions:
             known = self.all()
             self._tidy(known)
             if found := [version for version in known if version.sha256 == sha256]:
+                write_atomic(self.path(found[0].id), content)  # its file may have been damaged meanwhile
                 return found[0]
             version = Version(
                 sha256[:16],
@@ -126,7 +127,7 @@ class Versions:
                 path.unlink()
 
 
-def read_index(path: Path, format: str, key: str, build: Callable[[dict[str, Any]], T]) -> list[T]:
+def read_index(path: Path, format: str, key: str, build: Callable[[Any], T]) -> list[T]:
     """What an index of that format lists under ``key``; nothing where there is none. Raises DataError."""
     if not path.exists():
         return []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedkd.distill.losses import Objective, Outputs, Targets, cross_entropy
 from fedkd.distill.outputs import observe
-from fedkd.distill.students import DEFAULTS
+from fedkd.distill.students import LEARNING_RATE, LEARNING_RATES
 from fedkd.errors import FedkdError
 from fedkd.privacy.gradients import PerExampleLoss, shortened
 from fedkd.privacy.noise import NoiseSource
@@ -62,9 +62,8 @@ class Optimiser:
 
 
 def optimiser_of(student: Student, training: Training) -> Optimiser:
-    """The architecture's own settings over the client's training block."""
-    usual = DEFAULTS.get(student.kind, {})
-    rate = student.learning_rate or usual.get("learning_rate") or training.learning_rate
+    """The student's own settings, else the client's training block, else what suits its kind."""
+    rate = student.learning_rate or training.learning_rate or LEARNING_RATES.get(student.kind, LEARNING_RATE)
     momentum = training.momentum if student.momentum is None else student.momentum
     return Optimiser(rate, momentum)
 

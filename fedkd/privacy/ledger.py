@@ -236,6 +236,10 @@ class Ledger:
         self._prune()
         return Receipt(mark, head)
 
+    def charged(self, run: str, round: int) -> bool:
+        """Whether a round has been reserved."""
+        return self._chain.body(RESERVE, run, round) is not None
+
     def released(self, run: str, round: int, plan: str) -> bytes | None:
         """The exact bytes committed for a round. Raises Refused if they answer another plan, or are kept no longer."""
         commit, charge = (self._chain.body(kind, run, round) for kind in (COMMIT, RESERVE))

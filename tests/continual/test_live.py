@@ -8,9 +8,11 @@ import os
 import signal
 import sqlite3
 import warnings
+import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,6 +169,74 @@ def test_a_row_of_eight_bits_beside_floats_is_in_the_same_scale(tmp_path: Path) 
         assert sorted(stream.examples("time-0").x.max(axis=1).tolist()) == [0.5, 1.0]
 
 
+# -- what a device may write ------------------------------------------------------------------------------------------
+
+
+def _huge() -> bytes:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 1000000), }"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+STRANGE: dict[str, Callable[[Path], object]] = {
+    "a time beyond all blocks": lambda path: write(path.parent, path.name, 1, time=np.array([1e300])),
+    "texts": lambda path: write(path.parent, path.name, 1, x=np.array([["a", "b", "c"]])),
+    "records of fields": lambda path: write(path.parent, path.name, 1, x=np.zeros((1, 3), [("a", "f4")])),
+    "complex numbers": lambda path: write(path.parent, path.name, 1, x=np.zeros((1, 3), np.complex64)),
+    "a folder": lambda path: path.mkdir(),
+    "a link to nothing": lambda path: path.symlink_to("nowhere"),
+    "half a zip": lambda path: path.write_bytes(b"PK\x03\x04garbage"),
+    "an array alone": lambda path: path.write_bytes(_huge()),
+    "a member that is no array": lambda path: zipped(path, b"text"),
+    "a header that is no header": lambda path: zipped(path, _huge().replace(b"'descr'", b"'descr")),
+    "a shape larger than any memory": lambda path: zipped(path, _huge()),
+}
+
+
+def zipped(path: Path, x: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("x.npy", x)
+        for name in ("y", "time"):
+            buffer = io.BytesIO()
+            np.save(buffer, np.zeros(1, int))
+            file.writestr(f"{name}.npy", buffer.getvalue())
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_whatever_a_source_holds_is_refused_and_stops_no_other(what: str, tmp_path: Path) -> None:
+    write(tmp_path / "inbox", "a.npz")
+    write(tmp_path / "inbox", "c.npz", seed=1)
+    STRANGE[what](tmp_path / "inbox" / "b.npz")
+    told: list[str] = []
+    with closing(opened(tmp_path, told)) as stream:
+        assert stream.ingest() == Taken(new=6, refused=1)
+    assert "b.npz" in told[0]
+
+
+@pytest.mark.parametrize("x", [b"PK\x03\x04garbage", b"", "text", None, 3, _huge()])
+def test_whatever_a_row_holds_is_refused_and_stops_no_other(x: object, tmp_path: Path) -> None:
+    good = io.BytesIO()
+    np.save(good, np.zeros(3, np.float32))
+    with closing(sqlite3.connect(tmp_path / "inbox")) as device:
+        device.execute("CREATE TABLE records (id, time, x, y)")
+        rows = [
+            (1, 0.0, good.getvalue(), 0),
+            (2, 1.0, x, 0),
+            (3, 2.0, good.getvalue(), 0),
+            (4, 1e300, good.getvalue(), 0),
+        ]
+        device.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", rows)
+        device.commit()
+    with closing(opened(tmp_path)) as stream:
+        assert stream.ingest() == Taken(new=2, refused=2)
+
+
+@pytest.mark.parametrize("name", ["foo", "time-", "hash-7", "time-9999999999999999999", "time-1.5"])
+def test_what_is_no_block_cannot_be_closed(name: str, tmp_path: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    with closing(opened(tmp_path)) as stream, pytest.raises(DataError, match="no block"):
+        stream.seal(name)
+
+
 # -- held out, and forgotten -------------------------------------------------------------------------------------------
 
 
@@ -188,10 +258,10 @@ def test_what_can_never_be_learned_again_is_forgotten_and_comes_too_late(tmp_pat
     write(tmp_path / "inbox", "a.npz", 600, time=np.arange(600) * DAY / 200)
     with closing(opened(tmp_path, held_out=0.9)) as stream:
         stream.ingest()
-        assert stream.enter("run", 1, "time-0") == "time-0"
+        assert stream.enter("run", 1, "time-0", again=False) == "time-0"
         stream.forget("time-2")
         assert len(stream.examples("time-0")) and not len(stream.examples("time-1")), "the one that was entered stays"
-        stream.enter("run", 2, "time-2")
+        stream.enter("run", 2, "time-2", again=False)
         stream.forget("time-2")
         assert not len(stream.examples("time-0")) and len(stream.examples("time-2"))
         old = (
@@ -211,8 +281,42 @@ def test_a_round_that_is_entered_again_has_the_block_that_it_had(tmp_path: Path)
     with closing(opened(tmp_path, delay=10)) as stream:
         assert stream.current(DAY + 9) == "time--1" and stream.current(DAY + 10) == "time-0"
         stream.ingest()
-        assert stream.enter("run", 1, "time-0") == "time-0" == stream.enter("run", 1, "time-1")
-        assert stream.enter("run", 2, "time-1") == "time-1"
+        assert stream.enter("run", 1, "time-0", again=False) == "time-0"
+        assert stream.enter("run", 1, "time-1", again=True) == "time-0"
+        assert stream.enter("run", 1, "time-1", again=False) == "time-1", "nothing was charged: it begins anew"
+
+
+def test_a_name_is_free_again_once_its_file_was_removed(tmp_path: Path) -> None:
+    with closing(opened(tmp_path, delete=True)) as stream:
+        for seed in range(3):
+            write(tmp_path / "inbox", "new.npz", seed=seed)
+            assert stream.ingest() == Taken(new=3)
+
+
+def test_a_file_that_takes_the_name_while_it_is_read_is_not_removed_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "inbox", "new.npz")
+    newer = write(tmp_path, "newer.npz", seed=1)
+    with closing(opened(tmp_path, delete=True)) as stream:
+        straight = stream._insert
+
+        def replaced(*record: Any) -> str:
+            if newer.exists():
+                newer.rename(path)
+            return straight(*record)
+
+        monkeypatch.setattr(stream, "_insert", replaced)
+        assert stream.ingest() == Taken(new=3) and path.exists()
+        assert stream.ingest() == Taken(new=3) and not path.exists()
+
+
+def test_files_that_are_not_whole_yet_are_not_looked_at(tmp_path: Path) -> None:
+    for name in ("a.tmp.npz", ".b.npz"):
+        write(tmp_path / "inbox", name)
+    with closing(opened(tmp_path, delete=True)) as stream:
+        assert stream.ingest() == Taken()
+    assert len(list((tmp_path / "inbox").iterdir())) == 2
 
 
 def test_a_file_is_removed_once_its_records_are_in(tmp_path: Path) -> None:

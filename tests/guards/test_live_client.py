@@ -111,6 +111,32 @@ def test_what_comes_after_its_block_was_charged_is_never_learned(device: Device,
     assert len(agent.learner.data.y) == 20
 
 
+def test_a_stream_that_fails_in_any_way_stops_no_answer(
+    device: Device, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A code that depended on what a record is would tell the server so, uncharged."""
+    agent = device.start()
+    device.agree(agent, rounds=9)
+    monkeypatch.setattr(agent.stream, "ingest", lambda: (_ for _ in ()).throw(KeyError("x")))
+    assert isinstance(ask(device, agent, 1), Answers)
+
+
+def test_one_look_at_a_wrong_clock_closes_one_block(device: Device, clock: Clock) -> None:
+    agent = device.start()
+    device.agree(agent, rounds=9)
+    fill(device, 0)
+    clock.over(0)
+    agent.look()
+    clock.over(1_000_000)
+    agent.look()
+    clock.over(2)
+    fill(device, 2)
+    assert isinstance(ask(device, agent, 1), Answers) and len(agent.learner.data.y) == 20
+    clock.over(1)
+    agent.look()
+    assert any("the clock" in line for line in device.console)
+
+
 # -- what is charged ---------------------------------------------------------------------------------------------------
 
 
@@ -133,6 +159,28 @@ def test_each_block_has_its_own_limit_and_a_spent_one_is_refused_while_learning_
     history = agent.ledger.history()
     spent = {block: Pld().spent(some, 1e-5).epsilon for block, some in by_block(history).items()}
     assert 2.5 < spent["time-0"] == spent["time-1"] <= 3.0 < Pld().spent(history, 1e-5).epsilon
+
+
+def test_a_round_that_was_refused_is_asked_again_in_the_block_of_that_time(device: Device, clock: Clock) -> None:
+    agent = device.start()
+    device.agree(agent, rounds=9)
+    for round in (1, 2):
+        assert isinstance(ask(device, agent, round), Answers)
+    spent = ask(device, agent, 3)
+    assert isinstance(spent, Refusal) and spent.code is Code.EXHAUSTED
+    clock.over(4)
+    assert isinstance(ask(device, agent, 3), Answers)
+    assert [event.blocks for event in agent.ledger.history()] == [("time-0",), ("time-4",)]
+
+
+def test_a_refused_round_that_is_asked_again_teaches_nothing_more(device: Device, clock: Clock) -> None:
+    agent = device.start()
+    device.agree(agent, rounds=9)
+    students = []
+    for round in (1, 2, 3, 3, 3):
+        ask(device, agent, round)
+        students.append(agent.ledger.state("student"))
+    assert len(set(students)) == 3 and students[2:] == students[2:3] * 3
 
 
 def test_the_noise_is_that_of_the_rounds_of_one_block(device: Device) -> None:
@@ -221,6 +269,17 @@ def test_every_student_becomes_a_version_and_a_good_one_is_served(new_device: Ne
     assert [one.number for one in versions] == [one.version.number for one in stack] == [2, 3]
     assert versions[-1].epsilon is not None and 0 < float(versions[-1].epsilon) <= 3.0
     assert Path(Serving(device.base / "state").path(stack[-1])).exists()
+
+
+def test_a_version_that_was_rolled_back_stays_so_after_a_restart(new_device: NewDevice, clock: Clock) -> None:
+    device = serving(new_device, gate=ANYTHING)
+    live_on(device, clock, blocks=2)
+    served = Serving(device.base / "state")
+    assert served.rollback().version.number == 1
+    agent = device.start()
+    Upkeep(agent, device.base, device.console.append).look()
+    assert served.served().version.number == 1
+    agent.close()
 
 
 def test_what_trains_and_answers_is_the_same_whatever_is_served(new_device: NewDevice, clock: Clock) -> None:
