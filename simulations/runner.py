@@ -29,6 +29,7 @@ from fedkd.state import write_atomic, write_json
 from server.loop import Loop
 from server.run import Row, RunDirectory
 from server.setting import Setting
+from simulations import tracking
 from simulations.baselines import Baselines
 from simulations.engine import Engine
 from simulations.poison import Liars
@@ -61,6 +62,8 @@ class Simulation:
         self._scenario, self._options, self._out = scenario, options, options.out
         self._began = time.monotonic()
         check_directory(scenario, options)
+        if options.track is not None:
+            tracking.check(options.track)
         torch.set_num_threads(1)
 
     def run(self) -> dict[str, Any] | None:
@@ -122,11 +125,12 @@ class Simulation:
         """What only the harness of a simulation can know."""
         accuracies = engine.map("accuracy").values()
         spent = max(self._epsilon(export) for export in engine.map("ledger").values())
-        left = max(0.0, self._scenario.privacy.epsilon - spent)
+        privacy = self._scenario.privacy
+        left = None if privacy.mechanism == "none" else number(max(0.0, privacy.epsilon - spent))  # there is no budget
         return {
             "student_accuracy": sum(accuracies) / len(accuracies),
             "epsilon": number(spent),
-            "epsilon_left": number(left),
+            "epsilon_left": left,
         }
 
     def _epsilon(self, export: Mapping[str, Any]) -> float:

@@ -84,5 +84,5 @@ def _load(scenario: Scenario, data: Data, base: Path) -> tuple[Examples, Example
     sources.check(train, where)
     if test is None:
         return partition.carve_test(train, data.test_fraction, scenario.seed)
-    sources.check(test, f"{where}, test part", shape=train.x.shape[1:], classes=train.classes)
+    sources.check(test, f"{where}, test part", shape=train.x.shape[1:], classes=train.classes, allow_empty=False)
     return train, test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,15 +28,8 @@ class TensorBoard:
     """Event files in ``folder``, made anew from the rows so far, so that a run that is resumed has each once."""
 
     def __init__(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Raises FedkdError where TensorBoard is not installed."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise FedkdError(
-                "tracking needs TensorBoard, which is not installed",
-                where="--track tensorboard",
-                fix="pip install 'fedkd[tensorboard]'",
-            ) from None
+        from torch.utils.tensorboard import SummaryWriter
+
         shutil.rmtree(folder, ignore_errors=True)
         self._writer: Any = SummaryWriter(str(folder))
         self._round = 0
@@ -63,3 +57,13 @@ class TensorBoard:
 
 TRACKERS: dict[str, Callable[[Path, Sequence[Mapping[str, Any]]], Tracker]] = {"tensorboard": TensorBoard}
 """By name; each writes to a folder of its name in the run directory."""
+
+
+def check(name: str) -> None:
+    """Before a run begins. Raises FedkdError where what the tracker needs is not installed."""
+    if importlib.util.find_spec(name) is None:
+        raise FedkdError(
+            f"tracking needs {name}, which is not installed",
+            where=f"--track {name}",
+            fix=f"pip install 'fedkd[{name}]'",
+        )

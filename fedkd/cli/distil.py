@@ -15,6 +15,7 @@ from fedkd.config import Data
 from fedkd.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fedkd.data.proxy import ProxySet
     from fedkd.data.sources import Examples
     from fedkd.distill.compress import Teaching
 
@@ -57,7 +58,8 @@ def distil(
     taught = [_teacher(name, code) for name in teachers]
     if out.resolve() in {Path(one.name).resolve() for one in taught} | {proxy.resolve()}:
         raise ConfigError("the student would take the place of what it learns from", where=f"--out {out}")
-    view, examples = ProxyView(ProxySet.load(proxy), code), _examples(test)
+    view = ProxyView(ProxySet.load(proxy), code)
+    examples = None if test is None else _examples(test, view.proxy)
     try:
         made = compress(taught, view, chosen, code, lambda text: print(f"· {text}", file=sys.stderr, flush=True))
     except KeyboardInterrupt:
@@ -92,13 +94,14 @@ def _teacher(text: str, code: Path) -> Teaching:
     return Teaching(Model.open(Path(path), code), path, weight)
 
 
-def _examples(path: Path | None) -> Examples | None:
+def _examples(path: Path, proxy: ProxySet) -> Examples:
+    """Of a file's test part, where it has one. Raises DataError for what a student of this proxy set cannot answer."""
     from fedkd.data import sources
 
-    if path is None:
-        return None
     train, test = sources.load(Data(source="npz", path=str(path.resolve())), Path.cwd())
-    return train if test is None else test
+    found = train if test is None else test
+    sources.check(found, str(path), proxy.shape, proxy.classes, allow_empty=False)
+    return found
 
 
 def _table(found: Mapping[str, Any]) -> str:

@@ -111,9 +111,13 @@ def _line(row: Mapping[str, Any]) -> str:
     counts = f"{row['answered']}/{row['refused']}/{row['failed']}"
     return (
         f"{row['round']:>5}  {row['teacher_accuracy']:>7.1%}  {row['student_accuracy']:>8.1%}  "
-        f"{_epsilon(row['epsilon']):>7}  {_epsilon(row['epsilon_left']):>7}  {counts:>11}  "
+        f"{_epsilon(row['epsilon']):>7}  {_left(row['epsilon_left']):>7}  {counts:>11}  "
         f"{_bytes(row['bytes_up']):>9}  {_bytes(row['bytes_down']):>9}  {row['seconds']:>7.1f}"
     )
+
+
+def _left(value: float | None) -> str:
+    return "–" if value is None else _epsilon(value)
 
 
 def _compared(baselines: Mapping[str, Any]) -> list[str]:

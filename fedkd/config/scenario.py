@@ -91,8 +91,8 @@ class Scenario(Federation):
     engine: Literal["auto", "process", "cohort"] = Field(
         "auto",
         description="process: every client trained by itself, by --workers processes; cohort: students of linear "
-        "layers trained together, in one process; auto: cohort for 10 clients and more that all have such "
-        "students. The two round differently. A stream's clients are always trained by themselves",
+        f"layers trained together, in one process; auto: cohort where {COHORT_FROM} clients or more all have such "
+        "students and one shard each. The two round differently. A stream's clients are always trained by themselves",
     )
     privacy: Privacy = Privacy()
     poison: Poison | None = Field(None, description="clients that lie; only where clients are simulated")

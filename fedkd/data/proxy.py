@@ -58,6 +58,8 @@ class ProxySet:
                 where=where,
                 fix="get the file again from whoever built it",
             )
+        if self.classes < 2:
+            raise DataError("one class alone leaves nothing to answer", where=where, fix="give two classes or more")
         labels = np.zeros(len(self), np.int64) if self.labels is None else self.labels
         check(Examples(self.examples, labels, self.classes), where, allow_empty=False)
 

@@ -143,7 +143,7 @@ def _npz(data: Data, base: Path, ids: str | None) -> Found:
 def _csv(data: Data, base: Path, ids: str | None) -> Found:
     path = base / str(data.path)
     table = tables.read_csv(path, tables.wanted(data, ids))
-    return {**tables.encode(table, data), "ids": None if ids is None else table.cells[ids]}, str(path)
+    return {**tables.encode(table, data), "ids": None if ids is None else tables.owners(table, ids, data)}, str(path)
 
 
 def _folder(data: Data, base: Path, ids: str | None) -> Found:
@@ -179,7 +179,12 @@ def read_inputs(path: Path) -> Pixels:
 def _arrays(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     """Those of these arrays that an .npz file has."""
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise DataError(
+                    "not an .npz file, but one array", where=str(path), fix="write x and y with numpy.savez"
+                )
             return {key: file[key] for key in keys if key in file}
     except FileNotFoundError:
         raise DataError("the file does not exist", where=str(path), fix="check 'path'") from None
@@ -268,6 +273,6 @@ def _classes(declared: Any, y: NDArray[np.int64], where: str) -> int:
             )
         return found
     value = np.asarray(declared)
-    if value.shape != () or value.dtype.kind not in "iu" or value < 1:
-        raise DataError(f"'classes' must be one positive integer, not {declared!r}", where=where)
+    if value.shape != () or value.dtype.kind not in "iu" or not 1 <= value <= MAX_CLASSES:
+        raise DataError(f"'classes' must be one integer from 1 to {MAX_CLASSES}, not {declared!r}", where=where)
     return int(value)

@@ -133,6 +133,15 @@ def _filled(table: Table, column: Column, data: Data) -> list[Any]:
     return [column.fill if gone else cell for cell, gone in zip(cells, missing, strict=True)]
 
 
+def owners(table: Table, name: str, data: Data) -> list[str]:
+    """Whose each example is, as the column says it. Raises DataError for a cell without an owner."""
+    cells = table.cells[name]
+    for row, cell in enumerate(cells):
+        if _is_missing(cell, data.missing) or cell == "":
+            raise _refused("the owner is missing", row, table, name, "leave the row out")
+    return [str(cell) for cell in cells]
+
+
 def _positions_in(
     known: Sequence[str], cells: Sequence[Any], table: Table, name: str, what: str, missing: Sequence[str]
 ) -> NDArray[np.int64]:

@@ -161,15 +161,24 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
                     fix="name one of them",
                 )  # fmt: skip
     flat = [_flat(some[0].config) for some in groups.values()]
-    differing = [key for key in dict.fromkeys(key for one in flat for key in one) if _differs(key, flat)]
-    return [_group(one, differing, tuple(some)) for one, some in zip(flat, groups.values(), strict=True)]
+    differing = _differing(flat)
+    # two scenarios may differ in everything: a label says their names, and what runs of one name differ in
+    alike = {name: set(_differing([one for one in flat if one["name"] == name])) for name in {o["name"] for o in flat}}
+    return [
+        _group(one, differing, alike[one["name"]], tuple(some)) for one, some in zip(flat, groups.values(), strict=True)
+    ]
 
 
-def _group(settings: Mapping[str, Any], differing: Sequence[str], runs: tuple[Run, ...]) -> Group:
+def _group(settings: Mapping[str, Any], differing: Sequence[str], alike: set[str], runs: tuple[Run, ...]) -> Group:
     own = {key: settings[key] for key in differing if key in settings}
     name = str(runs[0].config["name"])
-    told = [f"{key}={_short(value)}" for key, value in own.items() if key != "name"]
+    told = [f"{key}={_short(value)}" for key, value in own.items() if key in alike]
     return Group(", ".join(told if told and "name" not in own else [name, *told]), own, runs)
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for one in settings for key in one)
+    return [key for key in keys if _differs(key, settings)]
 
 
 def _short(value: Any) -> str:

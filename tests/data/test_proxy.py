@@ -118,3 +118,8 @@ def test_what_is_built_does_not_follow_the_callers_arrays() -> None:
     x[:] = 1
     one.verify()
     assert not one.examples.any()
+
+
+def test_one_class_alone_is_no_question() -> None:
+    with pytest.raises(DataError, match="two classes"):
+        build(np.zeros((2, 3), np.float32), None, 1, {"kind": "none"}, {}, {})

@@ -121,6 +121,7 @@ def test_undeclared_classes_count_the_labels_of_both_parts(tmp_path: Path) -> No
         ({"x": np.ones((2, 3)), "y": ["a", "b"]}, "integers"),
         ({"x": np.ones((2, 3)), "y": [0, 3], "classes": 3}, r"label 3 is not in 0\.\.2"),
         ({"x": np.ones((2, 3)), "y": [0, 3], "classes": 2.5}, "'classes'"),
+        ({"x": np.ones((2, 3)), "y": [0, 3], "classes": 10**9}, "'classes'"),
         ({"x": np.ones((2, 3)), "y": [0, 1], "x_test": np.ones((2, 3))}, "together"),
         ({"x": np.ones((2, 3)), "y": [0, 1], "x_test": np.ones((1, 4)), "y_test": [0]}, r"expected \[3\]"),
         ({"x": np.array([[None]], dtype=object), "y": [0]}, "plain arrays"),

@@ -10,7 +10,7 @@ from opacus.layers import DPGRU, DPLSTM
 from pydantic import ValidationError
 from torch import nn
 
-from fedkd.config import ARCHITECTURES, Student
+from fedkd.config import ARCHITECTURES, Student, Training
 from fedkd.distill.networks import _patches as patches
 from fedkd.distill.students import (
     Network,
@@ -20,6 +20,7 @@ from fedkd.distill.students import (
     load_arrays,
     state_arrays,
 )
+from fedkd.distill.trainer import optimiser_of
 from fedkd.errors import ConfigError, DataError, PrivacyError
 from fedkd.privacy.architecture import check_private
 from fedkd.tensors import pack, unpack
@@ -411,3 +412,13 @@ def test_the_arrays_of_another_network_are_refused(change) -> None:
 def test_only_finite_logits_are_answers(output) -> None:
     with pytest.raises(DataError):
         check_output(output, 2, 10, "a student")
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "cnn", "rnn", "transformer"])
+def test_a_learning_rate_is_the_students_own_else_the_training_blocks_else_what_suits_its_kind(kind: str) -> None:
+    def rate(student: float | None, training: float | None) -> float:
+        found = optimiser_of(Student(kind=kind, learning_rate=student), Training(learning_rate=training))
+        return found.learning_rate
+
+    assert (rate(1e-3, 1e-6), rate(None, 1e-6)) == (1e-3, 1e-6)
+    assert rate(None, None) == {"mlp": 0.3, "cnn": 0.1, "transformer": 0.2}.get(kind, 0.5)

@@ -98,6 +98,14 @@ def test_ids_that_nobody_has(tmp_path: Path, fedkd: Run) -> None:
     refused(fedkd("data", "show", scenario(tmp_path), *arguments), "4 ids", "9 clients")
 
 
+def test_a_test_part_without_examples_measures_nothing_and_is_refused(tmp_path: Path, fedkd: Run) -> None:
+    x, y = np.random.default_rng(0).random((300, 4)), np.arange(300) % 3
+    np.savez(tmp_path / "d.npz", x=x, y=y, x_test=x[:0], y_test=y[:0], classes=3)
+    settings = sets("data.source=npz", f"data.path={tmp_path / 'd.npz'}", "proxy.size=50")
+    code, _, err = fedkd("data", "show", *settings)
+    assert code == 1 and "test part" in err and "no examples" in err
+
+
 def test_show_counts_every_example_once(fedkd: Run) -> None:
     code, out, _ = fedkd("data", "show", "--json", "--set", "partition.kind=dirichlet", "--set", "clients=7")
     shown = json.loads(out)

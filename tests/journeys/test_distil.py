@@ -105,6 +105,14 @@ def test_what_a_user_can_get_wrong(
         assert word in err
 
 
+def test_test_examples_that_do_not_fit_are_refused_before_any_training(
+    finished: Path, tmp_path: Path, fedkd: Run
+) -> None:
+    np.savez(tmp_path / "other.npz", x=np.ones((3, 12), np.float32), y=np.zeros(3, int))
+    code, _, err = fedkd("distil", *files(finished), "--test", tmp_path / "other.npz", "--out", tmp_path / "student")
+    assert code == 1 and "other.npz" in err and "shape" in err and "· step" not in err
+
+
 def test_files_that_are_exchanged_or_would_be_overwritten(finished: Path, tmp_path: Path, fedkd: Run) -> None:
     teacher, proxy = files(finished)
     code, _, err = fedkd("distil", proxy, teacher, "--out", tmp_path / "student")
