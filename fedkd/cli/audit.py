@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedkd import config
 from fedkd.cli.running import SET
-from fedkd.config import Scenario
 from fedkd.errors import ConfigError, PrivacyError
 
 if TYPE_CHECKING:
@@ -39,6 +37,8 @@ def audit(
     out: Annotated[Path | None, typer.Option(help="also write the JSON here; report finds RUN/audit.json")] = None,
 ) -> None:
     """Attack the privacy guarantee, and bound from below what it gives away; exit code 1 if that is above the claim."""
+    from fedkd import config
+    from fedkd.config import Scenario
     from fedkd.state import write_json
     from simulations.audits.setting import Setting, Sizes
     from simulations.audits.suite import audit as run

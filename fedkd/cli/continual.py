@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from fedkd.cli.running import OUT, RESUME, SEED, SET, SUMMARY, WORKERS, asked, end, stopping
-from fedkd.config import Continual
 
 HEADER = f"{'step':>4}  {'classes so far':<28}  {'of those seen':<30}  {'ε':>7}"
 
@@ -33,6 +32,7 @@ def continual(
     as_json: SUMMARY = False,
 ) -> None:
     """Learn from a stream of experiences, alone or in a federation, and measure what is kept."""
+    from fedkd.config import Continual
     from simulations.continual.run import run
 
     chosen, options = asked(Continual, scenario, overrides, seed, out, resume, workers)

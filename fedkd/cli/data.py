@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedkd import config
 from fedkd.cli.running import SCENARIO, SET
-from fedkd.config import Scenario
 
 data = typer.Typer(help="Look at a scenario's data.", no_args_is_help=True)
 
@@ -36,6 +34,8 @@ def show(
 
     Only of a simulation: what a deployed client holds is private, and nothing shows it.
     """
+    from fedkd import config
+    from fedkd.config import Scenario
     from fedkd.report import holdings
     from simulations.split import holdings as count
 

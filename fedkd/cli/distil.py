@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedkd import config
-from fedkd.config import Data
 from fedkd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,6 +44,7 @@ def distil(
     """Teach a student what trained models say of a proxy set, and compare it with them. Touches no private data."""
     import torch
 
+    from fedkd import config
     from fedkd.data.proxy import ProxySet
     from fedkd.distill.compress import compare, compress
     from fedkd.distill.model import ProxyView
@@ -96,6 +95,7 @@ def _teacher(text: str, code: Path) -> Teaching:
 
 def _examples(path: Path, proxy: ProxySet) -> Examples:
     """Of a file's test part, where it has one. Raises DataError for what a student of this proxy set cannot answer."""
+    from fedkd.config import Data
     from fedkd.data import sources
 
     train, test = sources.load(Data(source="npz", path=str(path.resolve())), Path.cwd())

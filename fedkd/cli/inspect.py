@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedkd import config
 from fedkd.cli.output import print_json
 from fedkd.errors import ConfigError
 
@@ -93,6 +92,8 @@ def schema(
     kind: Annotated[str, typer.Argument(help="scenario | server | client | relay | policy")] = "scenario",
 ) -> None:
     """Print the JSON schema of a configuration file."""
+    from fedkd import config
+
     if kind not in config.KINDS:
         raise ConfigError(f"there is no configuration called {kind!r}", fix=f"use one of {', '.join(config.KINDS)}")
     print_json(config.KINDS[kind].model_json_schema())
@@ -105,6 +106,8 @@ def show(
     kind: Annotated[str, typer.Option(help="scenario | server | client | relay | policy")] = "scenario",
 ) -> None:
     """Check a configuration and print it with every default filled in."""
+    from fedkd import config
+
     if kind not in config.KINDS:
         raise ConfigError(f"there is no configuration called {kind!r}", fix=f"use one of {', '.join(config.KINDS)}")
     print(config.dump(config.load(config.KINDS[kind], path, overrides or [])), end="")

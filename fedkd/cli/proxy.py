@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedkd import config
 from fedkd.cli.running import SCENARIO, SET
-from fedkd.config import Scenario
 from fedkd.errors import DataError
 
 proxy = typer.Typer(help="Build and verify proxy sets.", no_args_is_help=True)
@@ -30,6 +28,8 @@ def build(
     ] = None,
 ) -> None:
     """Cut the proxy set off the scenario's data, fit its public features, and pack both into one file."""
+    from fedkd import config
+    from fedkd.config import Scenario
     from fedkd.data.proxy import ProxySet
     from simulations.prepare import build_proxy
 

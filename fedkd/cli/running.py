@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from fedkd import config
-from fedkd.config import Scenario
 from fedkd.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from fedkd.config import Scenario
     from simulations.runner import Options
 
-S = TypeVar("S", bound=Scenario)
+S = TypeVar("S", bound="Scenario")
 SCENARIO = Annotated[Path | None, typer.Argument(help="scenario file; without one: digits, 5 clients, epsilon 3")]
 SET = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of the scenario")]
 OUT = Annotated[Path | None, typer.Option(help="run directory")]
@@ -60,6 +59,8 @@ def processes(workers: int | None) -> int:
 
 def read_scenario(kind: type[S], path: Path | None, overrides: Sequence[str], resumed: Path | None) -> tuple[S, Path]:
     """The scenario and the folder that its relative paths start from. Raises ConfigError."""
+    from fedkd import config
+
     if resumed is not None and path is None and not overrides and (resumed / "config.yaml").exists():
         chosen = config.load(kind, resumed / "config.yaml")
         marker = resumed / "base"

@@ -24,7 +24,6 @@ from fedkd.cli.running import (
     read_scenario,
     stopping,
 )
-from fedkd.config import Scenario
 from fedkd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,6 +53,7 @@ def simulate(
     as_json: SUMMARY = False,
 ) -> None:
     """Run a federation on this machine and compare it with local-only and central training, FedAvg and others."""
+    from fedkd.config import Scenario
     from simulations.runner import Simulation
 
     chosen, options = asked(Scenario, scenario, overrides, seed, out, resume, workers)
@@ -72,6 +72,7 @@ def prepare(
     ] = "os",
 ) -> None:
     """Write what simulate would start from: proxy set, server.yaml, and one folder a client, ready for processes."""
+    from fedkd.config import Scenario
     from simulations.prepare import prepare as write
 
     chosen, base = read_scenario(Scenario, scenario, overrides or [], None)

@@ -39,6 +39,6 @@ def test_scalars_are_the_rounds_of_the_run_and_change_no_byte_of_it(tmp_path: Pa
 def test_without_tensorboard_one_is_told_what_to_install(
     tmp_path: Path, fedkd: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     code, out, err = fedkd("simulate", "--out", tmp_path, "--workers", 1, "--track", "tensorboard", *QUICK)
     assert code == 1 and "fedkd[tensorboard]" in err and "round" not in out

@@ -62,11 +62,19 @@ def strings(tree: Any) -> list[str]:
     return [tree] if isinstance(tree, str) else []
 
 
-def test_a_relay_needs_no_torch() -> None:
-    code = "import sys, client.command, client.supervise, client.app, fedkd.cli.processes; print(sorted(sys.modules))"
+def loaded_with(modules: str) -> set[str]:
+    code = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    heavy = {"torch", "opacus", "scipy", "sklearn", "dp_accounting"}
-    assert not heavy & set(done.stdout.replace("'", "").replace("]", "").split(", "))
+    return set(done.stdout.split())
+
+
+def test_a_relay_needs_no_torch() -> None:
+    found = loaded_with("client.command, client.supervise, client.app, fedkd.cli.processes")
+    assert not {"torch", "opacus", "scipy", "sklearn", "dp_accounting"} & found
+
+
+def test_help_is_there_at_once() -> None:
+    assert not {"torch", "numpy", "pydantic", "flwr", "cryptography"} & loaded_with("fedkd.cli")
 
 
 def test_no_decision_follows_the_wall_clock() -> None:
