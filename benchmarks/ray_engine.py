@@ -1,9 +1,10 @@
-"""Client updates a second of fedkd's own engine beside Flower's simulation runtime on Ray, as a Markdown table.
+"""Client updates a second of fedkd's own engines beside Flower's simulation runtime on Ray, as a Markdown table.
 
 pip install '.[simulation]' && python benchmarks/ray_engine.py [--clients 10 100] [--rounds 4] [--set KEY=VALUE ...]
 
-Both play one scenario with two workers. The first round, in which agents are opened, is not counted: an update is a
-client's share of a later round, from the plan to the teacher. Both must end with the same teacher, byte by byte.
+All play one scenario, with two workers (a cohort needs one process). The first round, in which agents are opened, is
+not counted: an update is a client's share of a later round, from the plan to the teacher. Ray and the engine of worker
+processes must end with the same teacher, byte by byte.
 """
 
 from __future__ import annotations
@@ -39,24 +40,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
-    print("| clients | in process, updates/s | Ray, updates/s | gain |\n| --- | --- | --- | --- |")
+    print("| clients | process, updates/s | cohort | Ray | process over Ray | cohort over Ray |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for clients in options.clients:
-        settings = [*options.set, f"clients={clients}", f"rounds={options.rounds}", "engine=process", "quorum=1.0"]
+        settings = [*options.set, f"clients={clients}", f"rounds={options.rounds}", "quorum=1.0"]
         with tempfile.TemporaryDirectory(prefix="fedkd-") as folder:
-            own, ray = measure(Path(folder), [word for one in settings for word in ("--set", one)], clients)
-        print(f"| {clients} | {own:.1f} | {ray:.1f} | {own / ray:.1f} |", flush=True)
+            words = [word for one in settings for word in ("--set", one)]
+            process, cohort, ray = measure(Path(folder), words, clients)
+        gains = f"{process / ray:.1f} | {cohort / ray:.1f}"
+        print(f"| {clients} | {process:.1f} | {cohort:.1f} | {ray:.1f} | {gains} |", flush=True)
 
 
-def measure(out: Path, scenario: Sequence[str], clients: int) -> tuple[float, float]:
-    """Updates a second of either."""
+def measure(out: Path, scenario: Sequence[str], clients: int) -> tuple[float, float, float]:
+    """Updates a second: of either engine of one's own, and of Ray."""
     alone = ("--set", "baselines=false")
-    federation.fedkd("simulate", "--out", out / "own", "--workers", WORKERS, *scenario, *alone)
-    federation.fedkd("prepare", "--noise", "simulation", "--out", out / "ray", *scenario, *alone)
+    for engine in ("process", "cohort"):
+        chosen = (*scenario, *alone, "--set", f"engine={engine}")
+        federation.fedkd("simulate", "--out", out / engine, "--workers", WORKERS, *chosen)
+    chosen = (*scenario, *alone, "--set", "engine=process")
+    federation.fedkd("prepare", "--noise", "simulation", "--out", out / "ray", *chosen)
     flower(out / "ray/server.yaml", out / "home", clients)
-    teachers = [(out / run / "teacher.safetensors").read_bytes() for run in ("own", "ray/server")]
+    teachers = [(out / run / "teacher.safetensors").read_bytes() for run in ("process", "ray/server")]
     if teachers[0] != teachers[1]:
         sys.exit("the two runs differ")
-    return rate(out / "own/metrics.jsonl", clients), rate(out / "ray/server/metrics.jsonl", clients)
+    process, cohort, ray = (out / run / "metrics.jsonl" for run in ("process/server", "cohort/server", "ray/server"))
+    return rate(process, clients), rate(cohort, clients), rate(ray, clients)
 
 
 def flower(server: Path, home: Path, clients: int) -> None:
