@@ -84,9 +84,9 @@ class Serving:
         sha256 = digest(content)
         one = Served(version, f"{version.id}-{sha256[:8]}.{suffix}", sha256, dict(measured))
         with locked(self.folder):
-            write_atomic(self.folder / one.file, content)
             if version.id in (given_up := self.given_up()):
                 self._give_up([id for id in given_up if id != version.id])
+            write_atomic(self.folder / one.file, content)
             self._write([*(old for old in self.stack() if old.file != one.file), one][-self._keep :])
         return one
 
