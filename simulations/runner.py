@@ -29,13 +29,12 @@ from fedkd.state import write_atomic, write_json
 from server.loop import Loop
 from server.run import Row, RunDirectory
 from server.setting import Setting
-from simulations import tracking
 from simulations.baselines import Baselines
 from simulations.engine import Engine
 from simulations.poison import Liars
 from simulations.prepare import DONE, config_hash, prepare
 from simulations.split import client_names
-from simulations.tracking import TRACKERS, Tracker
+from simulations.tracking import TRACKERS, Tracker, check_installed
 
 Tell = Callable[[str], None]
 
@@ -63,7 +62,7 @@ class Simulation:
         self._began = time.monotonic()
         check_directory(scenario, options)
         if options.track is not None:
-            tracking.check(options.track)
+            check_installed(options.track)
         torch.set_num_threads(1)
 
     def run(self) -> dict[str, Any] | None:

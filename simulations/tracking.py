@@ -59,7 +59,7 @@ TRACKERS: dict[str, Callable[[Path, Sequence[Mapping[str, Any]]], Tracker]] = {"
 """By name; each writes to a folder of its name in the run directory."""
 
 
-def check(name: str) -> None:
+def check_installed(name: str) -> None:
     """Before a run begins. Raises FedkdError where what the tracker needs is not installed."""
     if importlib.util.find_spec(name) is None:
         raise FedkdError(
