@@ -24,7 +24,8 @@ def test_a_scenario_runs_in_a_reduced_form(
     scenario = load(Scenario, path)
     # files of IDX are not everywhere
     small += ["--set", "data.source=digits"] if scenario.data.source == "idx" else []
-    small += sets("data.size=2000", "proxy.size=200", "proxy.tune_size=100") if scenario.data.source == "mnist1d" else []
+    if scenario.data.source == "mnist1d":
+        small += ["--set", "data.size=2000"]
     # a sum of fewer votes is refused
     small += ["--set", "clients=20"] if scenario.privacy.mechanism == "sum" else []
     code, out, err = fedkd("simulate", path, "--json", "--workers", 1, "--out", tmp_path / "run", *small)
