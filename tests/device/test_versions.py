@@ -266,6 +266,13 @@ def test_each_limit_of_the_gate_refuses_on_its_own(new: Measured, word: str | No
     assert len(reasons) == (word is not None) and (word is None or word in reasons[0])
 
 
+def test_a_drop_that_is_the_limit_passes() -> None:
+    """0.9 - 0.89 and 0.8 - 0.7 come out above 0.01 and 0.1 in binary."""
+    even = {"max_accuracy_drop": 0.01, "max_int8_drop": 0.01, "max_class_forgetting": 0.1}
+    assert list(judge(Gate(**even), measured(0.89, student_accuracy=0.9), [measured(0.9).row])) == []
+    assert list(judge(Gate(max_class_forgetting=0.1), measured(0.7, 0.9), [measured(0.8, 0.8).row])) == []
+
+
 def test_small_losses_of_a_class_do_not_add_up(tmp_path: Path) -> None:
     rows = [measured(0.9, 0.7).row, measured(0.84, 0.77).row]
     assert list(judge(LIMITS, measured(0.83, 0.78), rows[1:])) == []
@@ -287,6 +294,47 @@ def test_a_worse_student_is_not_served_and_a_good_one_is(tmp_path: Path, content
     assert verdict.measured.row.accuracy < 0.2 and serving.served().version == good
     better = versions.add(contents[1])
     assert promote(tmp_path, better.id, HELD_OUT, Device()).promoted and serving.served().version == better
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_a_damaged_served_file_stops_no_promotion_and_is_named(
+    tmp_path: Path, contents: list[bytes], damaged: int
+) -> None:
+    versions, serving = Versions(tmp_path), Serving(tmp_path)
+    for content in contents[:2]:
+        assert promote(tmp_path, versions.add(content).id, HELD_OUT, Device()).promoted
+    broken = serving.stack()[damaged]
+    (serving.folder / broken.file).write_bytes(b"")
+    verdict = promote(tmp_path, versions.add(contents[2]).id, HELD_OUT, Device())
+    assert verdict.promoted and verdict.damaged == (broken.file,)
+    again = promote(tmp_path, broken.version.id, HELD_OUT, Device())
+    assert again.promoted and serving.damaged() == [], "the same version, promoted anew, is whole again"
+
+
+def test_a_damaged_version_is_mended_by_its_own_student(tmp_path: Path, contents: list[bytes]) -> None:
+    versions = Versions(tmp_path)
+    one = versions.add(contents[0])
+    versions.path(one.id).write_bytes(b"")
+    assert versions.add(contents[0]) == one and versions.read(one) == contents[0]
+
+
+def test_examples_with_labels_that_no_version_has_are_refused(tmp_path: Path, contents: list[bytes]) -> None:
+    version = Versions(tmp_path).add(contents[0])
+    for label in (-1, 10):
+        with pytest.raises(DataError, match="labels outside"):
+            promote(tmp_path, version.id, Examples(HELD_OUT.x[:2], np.array([0, label]), 11), Device())
+
+
+def test_a_version_that_was_given_up_is_served_again_when_it_is_asked_for(
+    tmp_path: Path, contents: list[bytes]
+) -> None:
+    versions, serving = Versions(tmp_path), Serving(tmp_path)
+    made = [versions.add(content) for content in contents[:2]]
+    for version in made:
+        promote(tmp_path, version.id, HELD_OUT, Device())
+    serving.rollback()
+    assert serving.given_up() == [made[1].id]
+    assert promote(tmp_path, made[1].id, HELD_OUT, Device()).promoted and serving.given_up() == []
 
 
 def test_a_student_with_other_labels_is_not_served(tmp_path: Path, contents: list[bytes], mlp: Made) -> None:
