@@ -24,6 +24,7 @@ from fedkd.continual.live import Block, LiveStream, Record, Taken
 from fedkd.data import proxy
 from fedkd.data.proxy import ProxySet
 from fedkd.errors import DataError
+from fedkd.locks import hold
 from tests.journeys.conftest import fedkd
 
 __all__ = ["fedkd"]
@@ -469,6 +470,9 @@ def test_ingest_on_the_command_line(tmp_path: Path, fedkd: Callable[..., tuple[i
     assert code == 0 and told["taken"]["new"] == 8 and sum(block["records"] for block in told["blocks"]) == 8, err
     code, out, err = fedkd(*command, "--seal", "hash-0")
     assert code == 0 and "0 new" in out and "sealed" in out, err
+    with closing(hold(tmp_path / "state", "taken")):
+        code, _, err = fedkd(*command)
+        assert code == 1 and "an agent uses this state directory" in err
 
 
 def test_a_records_identity_is_all_of_it() -> None:

@@ -242,3 +242,20 @@ def test_int8_without_a_proxy_set_is_refused(
 ) -> None:
     code, _, err = fedkd("device", "export", files["student.safetensors"], "--int8", "--out", tmp_path / "a.onnx")
     assert code == 1 and "--calibrate" in err and not (tmp_path / "a.onnx").exists()
+
+
+def test_an_export_does_not_take_the_place_of_its_student(
+    files: dict[str, Path], tmp_path: Path, fedkd: Callable[..., tuple[int, str, str]]
+) -> None:
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(files["student.safetensors"].read_bytes())
+    code, _, err = fedkd("device", "export", own, "--out", own)
+    assert code == 1 and "another --out" in err and own.read_bytes() == files["student.safetensors"].read_bytes()
+
+
+def test_no_examples_are_no_comparison(
+    files: dict[str, Path], tmp_path: Path, fedkd: Callable[..., tuple[int, str, str]]
+) -> None:
+    np.savez(tmp_path / "none.npz", x=np.zeros((0, 1, 8, 8)), y=np.zeros(0, int), classes=10)
+    code, _, err = fedkd("device", "measure", files["student.safetensors"], "--examples", tmp_path / "none.npz")
+    assert code == 1 and "no examples" in err

@@ -12,10 +12,12 @@ import yaml
 
 from client import lineage
 from client.agent import Agent
+from client.command import _exporting
 from client.upkeep import Upkeep
 from fedkd import wire
 from fedkd.device.serving import Serving
 from fedkd.device.versions import Versions
+from fedkd.distill.model import Model
 from fedkd.errors import ConfigError, FedkdError
 from fedkd.privacy.accounting import Pld
 from fedkd.privacy.blocks import by_block
@@ -237,6 +239,16 @@ def test_a_round_that_crashed_is_entered_again_with_its_own_block_however_late(
     assert isinstance(ask(device, again, 1), Answers)
     assert len(again.learner.data.y) == 20
     assert [(event.blocks, event.steps) for event in again.ledger.history()] == [(("time-0",), 2)]
+
+
+def test_a_student_that_a_kill_kept_from_its_file_is_there_after_the_next_start(device: Device, clock: Clock) -> None:
+    agent = device.start()
+    device.agree(agent, rounds=9)
+    ask(device, agent, 1)
+    agent.close()  # before the file was written
+    _exporting(device.start())
+    found = Model.open(device.base / "state" / "student.safetensors")
+    assert found.predict(examples(3, seed=0)[0]).shape == (3, 2)
 
 
 # -- what is served ----------------------------------------------------------------------------------------------------
