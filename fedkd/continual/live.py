@@ -13,9 +13,8 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkd.config import Live
+from fedkd.continual import inbox
+from fedkd.continual.inbox import Source, State
 from fedkd.data import sources
 from fedkd.data.proxy import ProxySet
 from fedkd.data.sources import Examples, as_float
@@ -127,7 +128,7 @@ class LiveStream:
         written, and is looked at again the next time.
         """
         total, seen = Taken(), set[str]()
-        for source in self._sources():
+        for source in inbox.sources(self._source, self._live.table):
             seen.add(source.name)
             found = self._take(source)
             total = Taken(*(a + b for a, b in zip(_counts(total), _counts(found), strict=True)))
@@ -136,29 +137,7 @@ class LiveStream:
                 self._db.execute("DELETE FROM sources WHERE name = ?", (name,))
         return total
 
-    def _sources(self) -> Iterator[_Source]:
-        """Every file, or every row."""
-        if self._source.is_dir():
-            for path in sorted(self._source.glob("*.npz")):
-                if not path.name.startswith(".") and not path.name.endswith(".tmp.npz"):  # not whole yet
-                    yield _Source(path.name, path.read_bytes, _file, path)
-        elif self._source.is_file():
-            yield from self._rows()
-        else:
-            raise DataError("there is no folder and no SQLite file", where=str(self._source), fix="check 'source'")
-
-    def _rows(self) -> Iterator[_Source]:
-        query = f"SELECT id, time, x, y FROM {self._live.table}"  # the configuration admits a plain name only
-        try:
-            with closing(sqlite3.connect(f"{self._source.resolve().as_uri()}?mode=ro", uri=True)) as device:
-                device.text_factory = partial(str, encoding="utf-8", errors="replace")
-                for id, *values in device.execute(query):
-                    content = repr(values).encode(errors="replace")
-                    yield _Source(f"{self._live.table} {id!r}", partial(bytes, content), partial(_row, *values))
-        except sqlite3.DatabaseError as error:
-            raise DataError(f"the records cannot be read: {error}", where=str(self._source)) from None
-
-    def _take(self, source: _Source) -> Taken:
+    def _take(self, source: Source) -> Taken:
         was = source.state()
         try:
             content = source.content()
@@ -184,7 +163,7 @@ class LiveStream:
         self._done_with(source, was)
         return Taken(counts.count("new"), counts.count("late"), counts.count("known"))
 
-    def _done_with(self, source: _Source, was: _State) -> None:
+    def _done_with(self, source: Source, was: State) -> None:
         """Remove the file of a source whose records are in the index for good, but not another one that has taken its
         name since it was read. The name is free again: first, since after a crash its records are only known."""
         if not self._live.delete or source.path is None:
@@ -349,40 +328,3 @@ def _number(block: str) -> int:
 
 def _counts(taken: Taken) -> tuple[int, int, int, int]:
     return taken.new, taken.late, taken.known, taken.refused
-
-
-_State = tuple[int, int, int] | None
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A file or a row: its name, what gives its content, what reads records out of that, and the path of a file."""
-
-    name: str
-    content: Callable[[], bytes]
-    read: Callable[[bytes], Mapping[str, NDArray[Any]]]
-    path: Path | None = None
-
-    def state(self) -> _State:
-        """Which file has the name now, and how it is; None for a row, or where there is none."""
-        try:
-            found = None if self.path is None else self.path.stat()
-        except OSError:
-            return None
-        return None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-def _file(content: bytes) -> Mapping[str, NDArray[Any]]:
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return {key: file[key] for key in ("x", "y", "time") if key in file}
-    except Exception as error:  # of a file that is none: whatever zip, zlib and the parser of headers find to say
-        raise DataError(f"not an .npz file of plain arrays: {error}") from None
-
-
-def _row(time: Any, x: Any, y: Any, content: bytes) -> Mapping[str, NDArray[Any]]:
-    try:
-        found = {"x": np.load(io.BytesIO(x), allow_pickle=False)[None], "y": np.array([y])}
-    except Exception as error:
-        raise DataError(f"x is not the bytes of an .npy array: {error}") from None
-    return found if time is None else {**found, "time": np.array([time])}
