@@ -16,7 +16,7 @@ import torch
 from fedkd.config import Student
 from fedkd.distill import students
 from fedkd.distill.cohort import Cohort, Member
-from fedkd.distill.trainer import Labelled, Optimiser, Round, learn_alone
+from fedkd.distill.trainer import ALONE, Labelled, Optimiser, Round
 from fedkd.privacy.cohort import Shape
 from fedkd.privacy.contract import Contract, Training
 from fedkd.privacy.events import PrivacyEvent
@@ -60,13 +60,13 @@ def _step(kind: str, mechanism: str, together: bool, options: argparse.Namespace
         rounds = {str(client): _round(kind, mechanism, client, number, options) for client in range(options.clients)}
         shapes = {client: Shape.of(_network(kind, 0).body) for client in rounds}
         members = {client: Member(shape, options.examples) for client, shape in shapes.items() if shape is not None}
-        cohort = Cohort(members) if together else None
+        cohort = Cohort([members]) if together else None
         began = time.process_time()
         if cohort is not None:
             cohort.train(rounds)
         else:
             for round in rounds.values():
-                learn_alone(round)
+                ALONE.learn(round)
         times.append((time.process_time() - began) / options.clients / options.steps)
     return min(times) * 1000
 

@@ -22,7 +22,7 @@ from fedkd.continual.live import LiveStream
 from fedkd.data.augment import fits
 from fedkd.data.sources import Examples
 from fedkd.distill.model import ProxyView
-from fedkd.distill.trainer import TrainsRound, learn_alone
+from fedkd.distill.trainer import ALONE, Trainer
 from fedkd.errors import BudgetExceeded, FedkdError, WireError
 from fedkd.locks import hold
 from fedkd.privacy.architecture import check_private
@@ -43,10 +43,10 @@ class Agent:
     _sleep = staticmethod(time.sleep)
     _now = staticmethod(time.time)  # which block of a stream is over
 
-    def __init__(self, config_path: Path, console: Write = stderr, train: TrainsRound = learn_alone) -> None:
+    def __init__(self, config_path: Path, console: Write = stderr, trainer: Trainer = ALONE) -> None:
         """Open everything that ``client.yaml`` names. Raises FedkdError for what a user can mend."""
         self.config = load(ClientConfig, config_path)
-        self._base, self._write, self._train = config_path.resolve().parent, console, train
+        self._base, self._write, self._trainer = config_path.resolve().parent, console, trainer
         self.name, self._turn = self.config.name, threading.Lock()
         self._console = Console(self.name, console)
         self.state = self._base / self.config.state
@@ -68,7 +68,7 @@ class Agent:
                 where=f"{self._base / self.config.policy}, key 'proxies'",
                 fix="check the proxy file, or add its hash to the policy",
             )
-        self.learner = Learner(self.config, view, self._base, self._write, self.policy.shards, self._train)
+        self.learner = Learner(self.config, view, self._base, self._write, self.policy.shards, self._trainer)
         if "dp_sgd" in (self.policy.mechanism, *self.policy.also):
             check_private(self.learner.model.network)
         self.ledger = Ledger(self.state / "ledger.sqlite", self.name, self._new_identity())

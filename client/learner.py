@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,14 @@ from fedkd.distill.losses import Objective, Targets, soften
 from fedkd.distill.model import Model, ProxyView
 from fedkd.distill.outputs import targets_of
 from fedkd.distill.trainer import (
+    ALONE,
     Distillation,
     Labelled,
+    Lesson,
     Optimiser,
     Round,
-    TrainsRound,
+    Trainer,
     Velocity,
-    fit,
-    learn_alone,
     logits,
     optimiser_of,
 )
@@ -61,10 +60,10 @@ class Learner:
         base: Path,
         console: Callable[[str], None],
         shards: int = 1,
-        train: TrainsRound = learn_alone,
+        trainer: Trainer = ALONE,
     ) -> None:
-        """Raises DataError for data that does not fit the proxy set. ``train`` is what trains a round."""
-        self._config, self._view, self._base, self._train = config, view, base / config.code, train
+        """Raises DataError for data that does not fit the proxy set."""
+        self._config, self._view, self._base, self._trainer = config, view, base / config.code, trainer
         self._seed, self._console = derive(config.seed, "client", config.name), console
         self.labels: Rows | None = None
         self._parts = self._own(self._private_examples(base), shards)
@@ -159,7 +158,7 @@ class Learner:
         """One round of private training, beside the soft labels of the proxy set."""
         for one in self._lineages:
             distillation = self._distillation(one, labels, temperature, f"{contract.run} {round}")
-            one.velocity = self._train(
+            one.velocity = self._trainer.learn(
                 Round(one.model.network, one.data, contract, self.optimiser, noise, distillation, one.velocity)
             )
         self.labels = labels
@@ -170,13 +169,15 @@ class Learner:
         for one in self._lineages:
             distillation = self._distillation(one, labels, temperature, salt)
             if distillation is not None and training.distil_steps:
-                fit(
-                    one.model.network,
-                    partial(distillation.batch, size=256),
-                    steps=training.distil_steps,
-                    learning_rate=training.distil_learning_rate,
-                    weight_decay=training.distil_weight_decay,
-                    seed=derive(self._seed, salt),
+                self._trainer.distil(
+                    Lesson(
+                        one.model.network,
+                        distillation,
+                        steps=training.distil_steps,
+                        learning_rate=training.distil_learning_rate,
+                        weight_decay=training.distil_weight_decay,
+                        seed=derive(self._seed, salt),
+                    )
                 )
         self.labels = labels
 

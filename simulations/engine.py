@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import signal
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
 from client import channel
 from client.app import app as relay
-from fedkd.errors import FedkdError
 from fedkd.flower import LocalGrid, NodeConfig
 from simulations.host import Host
 from simulations.poison import HONEST, Liars
-from simulations.together import Together
+from simulations.together import Meeting, Room, tables
+from simulations.workers import Worker
 
 
 class Hosts(Protocol):
@@ -57,69 +53,73 @@ class Here(Hosts):
         self._host.close()
 
 
+class Together(Hosts):
+    """All agents in this process; those with students of one shape are trained together."""
+
+    def __init__(self, folders: Mapping[str, Path], test: Path, liars: Liars) -> None:
+        self._meeting = Meeting(len(folders), lambda: self._room.train())
+        self._room = Room(folders, test, liars, self._meeting.arrived)
+
+    def call(self, client: str, method: str, argument: Any) -> Any:
+        """Run it here, when its turn comes."""
+        return self._room.call(client, method, argument)
+
+    def pool(self) -> ThreadPoolExecutor:
+        """A thread for every call."""
+        return self._meeting.pool()
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Nobody is trained before all calls have been announced."""
+        return self._meeting.gathered()
+
+    def close(self) -> None:
+        """Close the agents."""
+        self._room.close()
+
+
 class Workers(Hosts):
     """Agents dealt out to worker processes; a client stays with its worker."""
 
-    def __init__(self, folders: Mapping[str, Path], test: Path, workers: int, liars: Liars) -> None:
-        # spawn: a forked copy of a process that has used threads (torch, gRPC) may hang
-        context = multiprocessing.get_context("spawn")
-        names = sorted(folders)
-        self._of = {name: index % workers for index, name in enumerate(names)}
-        self._pipes: list[Connection] = []
-        self._turns = [threading.Lock() for _ in range(workers)]
-        self._processes = []
-        for index in range(workers):
-            ours, theirs = context.Pipe()
-            mine = {name: folders[name] for name in names if self._of[name] == index}
-            process = context.Process(target=_work, args=(theirs, mine, test, liars), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
+    def __init__(self, hands: Sequence[Mapping[str, Path]], test: Path, liars: Liars, *, together: bool) -> None:
+        """``hands`` are the folders of each worker's clients."""
+        self._workers: list[Worker] = []
+        self._meeting = Meeting(sum(map(len, hands)), self._train) if together else None
+        arrived = None if self._meeting is None else self._meeting.arrived
+        self._workers += [Worker(hand, test, liars, arrived) for hand in hands]
+        self._of = {client: worker for hand, worker in zip(hands, self._workers, strict=True) for client in hand}
 
     def call(self, client: str, method: str, argument: Any) -> Any:
-        """Send it to the client's worker. Raises what the call raised there, FedkdError if the worker is gone."""
-        index = self._of[client]
-        with self._turns[index]:
-            try:
-                self._pipes[index].send((client, method, argument))
-                good, result = self._pipes[index].recv()
-            except (EOFError, OSError):
-                raise FedkdError("a worker process has died", where=client, fix="resume the run") from None
-        if not good:
-            raise result
-        return result
+        """Have the client's worker do it."""
+        return self._of[client].call(client, method, argument)
 
     def pool(self) -> ThreadPoolExecutor:
-        """A thread a worker."""
-        return ThreadPoolExecutor(len(self._processes))
+        """A thread a worker; for every call where they wait for each other."""
+        return ThreadPoolExecutor(len(self._workers)) if self._meeting is None else self._meeting.pool()
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """As ``Together``."""
+        return super().gathered() if self._meeting is None else self._meeting.gathered()
 
     def close(self) -> None:
-        """Ask every worker to end, and wait for it."""
-        for pipe in self._pipes:
-            with contextlib.suppress(OSError):
-                pipe.close()
-        for process in self._processes:
-            process.join(timeout=10)
-            if process.is_alive():
-                process.kill()
+        """Ask every worker to end, and wait for all of them."""
+        for worker in self._workers:
+            worker.end()
+        for worker in self._workers:
+            worker.close()
+
+    def _train(self) -> None:
+        for worker in self._workers:
+            worker.train()
 
 
-def _work(pipe: Connection, folders: Mapping[str, Path], test: Path, liars: Liars) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends the round first
-    host = Host(folders, test, liars)
-    while True:
-        try:
-            pipe.send(_reply(host, *pipe.recv()))
-        except (EOFError, OSError):
-            return host.close()  # the main process has ended
-
-
-def _reply(host: Host, client: str, method: str, argument: Any) -> tuple[bool, Any]:
-    try:
-        return True, host.call(client, method, argument)
-    except Exception as error:
-        return False, error if isinstance(error, FedkdError) else FedkdError(repr(error), where=client)
+def _hosts(folders: Mapping[str, Path], test: Path, workers: int, liars: Liars, *, together: bool) -> Hosts:
+    """As many workers as there are ``tables`` or clients to deal out; none for one."""
+    at_tables = tables(list(folders)) if together else [[client] for client in sorted(folders)]
+    hands = [[client for table in at_tables[first::workers] for client in table] for first in range(workers)]
+    dealt = [{client: folders[client] for client in hand} for hand in hands if hand]
+    if len(dealt) > 1:
+        return Workers(dealt, test, liars, together=together)
+    return Together(folders, test, liars) if together else Here(folders, test, liars)
 
 
 class _Gathering(LocalGrid):
@@ -138,26 +138,14 @@ class _Gathering(LocalGrid):
 class Engine:
     """The hosts, and a Grid on which the server loop finds their clients.
 
-    With ``together`` all agents are in this process, and those with students of one shape are trained together;
-    ``workers`` then does nothing.
+    With ``together`` clients with students of one shape are trained together.
     """
 
     def __init__(
-        self,
-        folders: Mapping[str, Path],
-        test: Path,
-        workers: int,
-        liars: Liars = HONEST,
-        *,
-        together: bool = False,
+        self, folders: Mapping[str, Path], test: Path, workers: int, liars: Liars = HONEST, *, together: bool = False
     ) -> None:
         self.clients: Sequence[str] = sorted(folders)
-        workers = min(workers, len(folders))
-        self._hosts: Hosts
-        if together:
-            self._hosts = Together(folders, test, liars)
-        else:
-            self._hosts = Workers(folders, test, workers, liars) if workers > 1 else Here(folders, test, liars)
+        self._hosts = _hosts(folders, test, workers, liars, together=together)
         self._names = [f"{id(self)}-{name}" for name in self.clients]
 
     def map(

@@ -17,7 +17,7 @@ from fedkd.data import sources
 from fedkd.data.sources import Examples
 from fedkd.distill.cohort import Member
 from fedkd.distill.model import Model
-from fedkd.distill.trainer import Labelled, TrainsRound, accuracy, learn_alone
+from fedkd.distill.trainer import ALONE, Labelled, Trainer, accuracy
 from fedkd.errors import FedkdError
 from fedkd.privacy.calibration import USEFUL
 from fedkd.privacy.cohort import Shape
@@ -48,9 +48,9 @@ class Host:
         folders: Mapping[str, Path],
         test: Path,
         liars: Liars = HONEST,
-        trainer: Callable[[str], TrainsRound] = lambda client: learn_alone,
+        trainer: Callable[[str], Trainer] = lambda client: ALONE,
     ) -> None:
-        """``trainer`` gives what trains the rounds of a client."""
+        """``trainer`` gives what trains a client."""
         # one thread, so that sums are made in one order whatever the machine and the number of workers
         torch.set_num_threads(1)
         self._folders, self._test, self._liars, self._trainer = folders, test, liars, trainer
@@ -97,7 +97,7 @@ class Host:
     def _agent(self, client: str) -> Agent:
         if client not in self._agents:
             try:
-                self._agents[client] = Agent(self._folders[client] / "client.yaml", train=self._trainer(client))
+                self._agents[client] = Agent(self._folders[client] / "client.yaml", trainer=self._trainer(client))
             except FedkdError as error:
                 raise error.at(client) from None
         return self._agents[client]

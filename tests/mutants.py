@@ -157,7 +157,7 @@ MUTANTS = (
     _m("divisor of a cohort is the private count", STACKED, "[total / self._nominal_batch for", "[total / max(float(there.sum()), 1.0) for", SGD, f"{DIVISOR}[cohort]"),
     _m("a setting of a cohort that protects nothing", STACKED, "        check_sizes(clip=clip, noise_multiplier=noise_multiplier, nominal_batch=nominal_batch)\n", "", SGD, SETTING),
     _m("rows that fill up a sample of a cohort count", COHORT, "start + numbers < self.sizes[:, None]", "(start + numbers >= 0).expand(len(self.sizes), -1)", TOGETHER, "test_clients_learn_together_what_each_learns_alone[linear-dp_sgd-1.0-alone]"),
-    _m("long public gradient of a cohort", COHORT, "_shortened(list(found), self._contract.training.clip)", "list(found)", SGD, "test_a_long_public_gradient_is_as_long_as_the_clip_and_points_the_same_way[cohort]"),
+    _m("long public gradient of a cohort", COHORT, "_shortened(list(torch.autograd.grad(loss, parameters)), self._contract.training.clip)", "list(torch.autograd.grad(loss, parameters))", SGD, "test_a_long_public_gradient_is_as_long_as_the_clip_and_points_the_same_way[cohort]"),
     # -- the noise
     _m("noise skipped", DP_SGD, "(total.double() + noise)", "(total.double() + 0 * noise)", SGD, GAUSSIAN, EMPTY),
     _m("noise from torch", DP_SGD, "torch.from_numpy(self.source.normal(tuple(total.shape), self.noise_multiplier * self.max_grad_norm))", "torch.randn(total.shape).double() * self.noise_multiplier * self.max_grad_norm", SGD, EMPTY),

@@ -90,9 +90,9 @@ class Scenario(Federation):
     training: Training = Training()
     engine: Literal["auto", "process", "cohort"] = Field(
         "auto",
-        description="process: every client trained by itself, by --workers processes; cohort: students of linear "
-        f"layers trained together, in one process; auto: cohort where {COHORT_FROM} clients or more all have such "
-        "students and one shard each. The two round differently. A stream's clients are always trained by themselves",
+        description="process: every client trained by itself; cohort: students of linear layers trained together; "
+        f"auto: cohort where {COHORT_FROM} clients or more all have such students and one shard each. Either way by "
+        "--workers processes. The two round differently. A stream's clients are always trained by themselves",
     )
     privacy: Privacy = Privacy()
     poison: Poison | None = Field(None, description="clients that lie; only where clients are simulated")

@@ -1,4 +1,4 @@
-"""Rounds of many clients trained together: what ``learn_round`` does for one, for all in the same operations.
+"""Many clients trained together: what ``learn_round`` and ``fit`` do for one, for all in the same operations.
 
 The bytes of a client's student do not depend on who else takes part: every client has a place of its own in tensors
 whose sizes are fixed beforehand, and places of clients that are absent stay empty.
@@ -7,19 +7,22 @@ whose sizes are fixed beforehand, and places of clients that are absent stay emp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedkd.distill.losses import Outputs, Targets, cross_entropy
-from fedkd.distill.trainer import PUBLIC_BATCH, Distillation, Round, Velocity
+from fedkd.distill.trainer import LESSON_BATCH, PUBLIC_BATCH, Distillation, Lesson, Round, Velocity, descend
 from fedkd.privacy.cohort import CohortSteps, Shape, Stack, weighted_sums
 
 PIECE = 2048  # examples of a client in one operation, at the most
 CELLS = 2**22  # numbers in one tensor of inputs, as far as one client does not have more
+
+
+_Work = TypeVar("_Work", Round, Lesson)
 
 
 @dataclass(frozen=True)
@@ -31,31 +34,46 @@ class Member:
 
 
 class Cohort:
-    """The clients of one process whose networks are alike enough. Their places are a function of ``members`` alone."""
+    """The clients of one process whose networks are alike enough. Their places are a function of ``members`` alone:
+    those of one mapping may share tensors, those of different ones never do."""
 
-    def __init__(self, members: Mapping[str, Member]) -> None:
-        self._members = members
-        self._groups = list(_groups(members))
+    def __init__(self, members: Iterable[Mapping[str, Member]]) -> None:
+        some = list(members)
+        self._members = {client: member for one in some for client, member in one.items()}
+        self._groups = [group for one in some for group in _groups(one)]
 
-    def takes(self, client: str, round: Round) -> bool:
-        """Whether this is a round that it can train: not that of another network, or beside a loss of another kind."""
+    def takes(self, client: str, work: Round | Lesson) -> bool:
+        """Whether it can train this: not another network, nor beside a loss of another kind."""
         member = self._members.get(client)
-        if member is None or round.data.x.dim() != 2 or not isinstance(round.beside, Distillation | None):
+        if member is None or not isinstance(work.beside, Distillation | None):
             return False
-        found = Shape.of(getattr(round.network, "body", round.network))
-        return member == (None if found is None else Member(found, len(round.data.y)))
+        if Shape.of(getattr(work.network, "body", work.network)) != member.shape:
+            return False
+        return isinstance(work, Lesson) or (work.data.x.dim() == 2 and len(work.data.y) == member.examples)
 
     def train(self, rounds: Mapping[str, Round]) -> dict[str, Velocity]:
         """Train the clients' networks in place; each one's momentum, to be given back in its next round."""
         momentum: dict[str, Velocity] = {}
-        for group in self._groups:
-            left = {client: rounds[client] for client in group.clients if client in rounds}
-            while left:
-                first = _common(next(iter(left.values())))
-                alike = {client: round for client, round in left.items() if _common(round) == first}
-                momentum |= _Training(group, alike).run()
-                left = {client: round for client, round in left.items() if client not in alike}
+        for group, alike in self._alike(rounds, _common):
+            momentum |= _Training(group, alike).run()
         return momentum
+
+    def distil(self, lessons: Mapping[str, Lesson]) -> None:
+        """Train the clients' networks in place on soft labels alone."""
+        for group, alike in self._alike(lessons, lambda one: (one.beside.common, *_settings(one))):
+            _distil([alike.get(client) for client in group.clients], group.shape)
+
+    def _alike(
+        self, works: Mapping[str, _Work], common: Callable[[_Work], object]
+    ) -> Iterator[tuple[_Group, dict[str, _Work]]]:
+        """Those of one group that have in common what must be."""
+        for group in self._groups:
+            left = {client: works[client] for client in group.clients if client in works}
+            while left:
+                first = common(next(iter(left.values())))
+                alike = {client: work for client, work in left.items() if common(work) == first}
+                yield group, alike
+                left = {client: work for client, work in left.items() if client not in alike}
 
 
 @dataclass(frozen=True)
@@ -140,30 +158,10 @@ class _Training:
     def _public(self) -> list[Tensor]:
         """Gradients of the soft labels' terms. Computed apart from private examples: neither clipped one by one with
         them, nor noised."""
-        drawn = [None if r is None else cast(Distillation, r.beside).draw(PUBLIC_BATCH) for r in self._places]
-        x, perturbed, targets = next(one for one in drawn if one is not None)
         parameters = [p.detach().requires_grad_() for p in self._stack.parameters]
-        stack = Stack(self._stack.shape, parameters)
-
-        def together(choose: Callable[[tuple[Tensor, Tensor | None, Targets]], Tensor | None], like: Tensor) -> Tensor:
-            empty = torch.zeros_like(like)
-            return torch.stack([empty if one is None else cast(Tensor, choose(one)) for one in drawn])
-
-        def logits(inputs: Tensor) -> Tensor:
-            return stack.forward(inputs)[-1].flatten(0, 1)
-
-        outputs = Outputs(
-            logits(together(lambda one: one[0], x)),
-            None if perturbed is None else logits(together(lambda one: one[1], x)),
-        )
-        rows = together(lambda one: one[2].rows, targets.rows).flatten(0, 1)
-        earlier = targets.earlier
-        if earlier is not None:
-            earlier = together(lambda one: one[2].earlier, earlier).flatten(0, 1)
-        objective = cast(Distillation, next(iter(self._rounds.values())).beside).objective
-        values = objective(outputs, Targets(rows, targets.temperature, earlier))
-        found = torch.autograd.grad(values.sum() / len(x), parameters)  # a sum of the clients' means
-        return _shortened(list(found), self._contract.training.clip)
+        beside = [None if round is None else cast(Distillation, round.beside) for round in self._places]
+        loss = _soft_loss(Stack(self._stack.shape, parameters), beside, PUBLIC_BATCH)
+        return _shortened(list(torch.autograd.grad(loss, parameters)), self._contract.training.clip)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -180,13 +178,60 @@ class _Training:
 
     def _give_back(self, place: int) -> Velocity:
         round = cast(Round, self._places[place])
-        with torch.no_grad():
-            for own, together in zip(round.network.parameters(), self._stack.parameters, strict=True):
-                own.copy_(together[place])
-        round.network.eval()
+        _write_back(self._stack, place, round.network)
         if not self._optimiser.momentum or not (self._moved[place] or round.velocity):
             return {}
         return {name: total[place].clone() for name, total in zip(_names(round), self._velocity, strict=True)}
+
+
+def _distil(places: Sequence[Lesson | None], shape: Shape) -> None:
+    """``fit`` for lessons that have everything in common but their networks, labels and order."""
+    one = next(lesson for lesson in places if lesson is not None)
+    stack = Stack.of(shape, [None if lesson is None else lesson.network for lesson in places])
+    for p in stack.parameters:
+        p.requires_grad_()
+    beside = [None if lesson is None else lesson.beside for lesson in places]
+    descend(
+        stack.parameters,
+        lambda: _soft_loss(stack, beside, LESSON_BATCH),
+        steps=one.steps,
+        learning_rate=one.learning_rate,
+        weight_decay=one.weight_decay,
+    )
+    for place, lesson in enumerate(places):
+        if lesson is not None:
+            _write_back(stack, place, lesson.network)
+
+
+def _soft_loss(stack: Stack, beside: Sequence[Distillation | None], size: int) -> Tensor:
+    """The sum of the clients' mean objectives, each of a mini-batch of its own (scalar, differentiable)."""
+    drawn = [None if one is None else one.draw(size) for one in beside]
+    x, perturbed, targets = next(one for one in drawn if one is not None)
+
+    def together(choose: Callable[[tuple[Tensor, Tensor | None, Targets]], Tensor | None], like: Tensor) -> Tensor:
+        empty = torch.zeros_like(like)
+        return torch.stack([empty if one is None else cast(Tensor, choose(one)) for one in drawn])
+
+    def logits(inputs: Tensor) -> Tensor:
+        return stack.forward(inputs)[-1].flatten(0, 1)
+
+    outputs = Outputs(
+        logits(together(lambda one: one[0], x)),
+        None if perturbed is None else logits(together(lambda one: one[1], x)),
+    )
+    rows = together(lambda one: one[2].rows, targets.rows).flatten(0, 1)
+    earlier = targets.earlier
+    if earlier is not None:
+        earlier = together(lambda one: one[2].earlier, earlier).flatten(0, 1)
+    objective = next(one for one in beside if one is not None).objective
+    return objective(outputs, Targets(rows, targets.temperature, earlier)).sum() / len(x)
+
+
+def _write_back(stack: Stack, place: int, network: nn.Module) -> None:
+    with torch.no_grad():
+        for own, together in zip(network.parameters(), stack.parameters, strict=True):
+            own.copy_(together[place])
+    network.eval()
 
 
 class _Samples:
@@ -235,6 +280,10 @@ def _common(round: Round) -> object:
     contract, noise = round.contract, [event.noise_multiplier for event in round.contract.events]
     beside = round.beside.common if isinstance(round.beside, Distillation) else None
     return contract.mechanism == "dp_sgd", noise, contract.training, round.optimiser, beside
+
+
+def _settings(lesson: Lesson) -> tuple[int, float, float]:
+    return lesson.steps, lesson.learning_rate, lesson.weight_decay
 
 
 def _names(round: Round) -> list[str]:

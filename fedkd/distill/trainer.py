@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fedkd.privacy.contract import Contract
 
 PUBLIC_BATCH = 512  # proxy examples a step of the public gradient
+LESSON_BATCH = 256  # and a step of a lesson
 
 
 @dataclass(frozen=True)
@@ -179,14 +180,50 @@ class Round:
     velocity: Velocity
 
 
-TrainsRound = Callable[[Round], Velocity]
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Soft labels that a network learns by themselves, beside no private data; ``seed`` draws its dropout masks."""
+
+    network: nn.Module
+    beside: Distillation
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    seed: int
 
 
-def learn_alone(round: Round) -> Velocity:
-    """``learn_round``."""
-    return learn_round(
-        round.network, round.data, round.contract, round.optimiser, round.noise, round.beside, round.velocity
-    )
+class Trainer(Protocol):
+    """What trains a client's network in place: by itself, or together with others."""
+
+    def learn(self, round: Round) -> Velocity:
+        """``learn_round``."""
+
+    def distil(self, lesson: Lesson) -> None:
+        """Soft labels alone. Raises FedkdError when the network's weights are not finite after it."""
+
+
+class Alone(Trainer):
+    """Every client by itself."""
+
+    def learn(self, round: Round) -> Velocity:
+        """Train at once."""
+        return learn_round(
+            round.network, round.data, round.contract, round.optimiser, round.noise, round.beside, round.velocity
+        )
+
+    def distil(self, lesson: Lesson) -> None:
+        """Train at once."""
+        fit(
+            lesson.network,
+            lambda network: lesson.beside.batch(network, LESSON_BATCH),
+            steps=lesson.steps,
+            learning_rate=lesson.learning_rate,
+            weight_decay=lesson.weight_decay,
+            seed=lesson.seed,
+        )
+
+
+ALONE = Alone()
 
 
 def learn_round(
@@ -244,19 +281,35 @@ def fit(
     weight_decay: float = 0.0,
     seed: int = 0,
 ) -> None:
-    """AdamW on public data alone: ``steps`` steps on a one-cycle schedule. Raises FedkdError when it diverges."""
-    optimiser = torch.optim.AdamW(
-        [p for p in network.parameters() if p.requires_grad], lr=learning_rate, weight_decay=weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=max(steps, 4))
+    """AdamW on public data alone, as ``descend``. Raises FedkdError when it diverges."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
     network.train()
     with forked_rng(seed):
-        for _ in range(steps):
-            optimiser.zero_grad()
-            torch.autograd.backward(loss(network))
-            optimiser.step()
-            schedule.step()
+        descend(parameters, lambda: loss(network), steps=steps, learning_rate=learning_rate, weight_decay=weight_decay)
     network.eval()
+    check_finite(network)
+
+
+def descend(
+    parameters: Sequence[Tensor],
+    loss: Callable[[], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float,
+) -> None:
+    """``steps`` steps of AdamW on a one-cycle schedule."""
+    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=max(steps, 4))
+    for _ in range(steps):
+        optimiser.zero_grad()
+        torch.autograd.backward(loss())
+        optimiser.step()
+        schedule.step()
+
+
+def check_finite(network: nn.Module) -> None:
+    """Raises FedkdError for weights that are not."""
     if not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
         raise FedkdError("distillation diverged: the weights are not finite", fix="lower the learning rate")
 

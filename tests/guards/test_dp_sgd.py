@@ -173,7 +173,7 @@ def gradients_in_a_cohort(
     networks = {name: copy.deepcopy(network) for name in places}
     shape = Shape.of(getattr(network, "body", network))
     assert shape is not None
-    together = Cohort({name: Member(shape, len(data.y)) for name, data in places.items()})
+    together = Cohort([{name: Member(shape, len(data.y)) for name, data in places.items()}])
     rounds = {
         name: Round(networks[name], places[name], step, FIRST, sources[name], copy.deepcopy(public), {})
         for name in places
@@ -403,7 +403,7 @@ def learn(way: str, network: nn.Module, data: Labelled, contract: Contract, nois
     assert shape is not None
     other = Round(copy.deepcopy(network), labelled(5), contract, GENTLE, NoiseSource(bytes(32)), None, {})
     mine = Round(network, data, contract, GENTLE, noise, None, {})
-    Cohort({"a": Member(shape, 5), "b": Member(shape, len(data.y))}).train({"a": other, "b": mine})
+    Cohort([{"a": Member(shape, 5), "b": Member(shape, len(data.y))}]).train({"a": other, "b": mine})
 
 
 def labelled(n: int) -> Labelled:

@@ -18,6 +18,7 @@ import pytest
 from fedkd.cli.simulate import _Table
 from fedkd.config import Scenario
 from fedkd.tensors import unpack_plain
+from simulations.together import TABLE
 from tests.journeys.conftest import fingerprint, sets
 
 Run = Callable[..., tuple[int, str, str]]
@@ -75,6 +76,15 @@ def test_a_cohort_that_was_stopped_goes_on_to_the_same_bytes(
         assert fedkd(*arguments(tmp_path / "run", "cohort", *MIXED))[0] == 130
     assert fedkd("simulate", "--out", tmp_path / "run", "--resume")[0] == 0
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
+
+
+def test_a_cohort_in_two_processes_gives_the_same_bytes(tmp_path: Path, fedkd: Run) -> None:
+    some = (f"clients={TABLE + 3}", "rounds=2", "baselines=false", "quorum=1.0", "training.distil_steps=5")
+    for workers in (1, 2):
+        settings = sets("engine=cohort", *some)
+        code, _, err = fedkd("simulate", "--out", tmp_path / str(workers), "--workers", workers, *settings)
+        assert code == 0, err
+    assert fingerprint(tmp_path / "1") == fingerprint(tmp_path / "2")
 
 
 @pytest.mark.long

@@ -14,7 +14,8 @@ from fedkd.config import Continual, Scenario, Student
 from fedkd.distill import cohort, students
 from fedkd.distill.cohort import Cohort, Member
 from fedkd.distill.losses import Objective, Targets
-from fedkd.distill.trainer import Distillation, Labelled, Optimiser, Round, Velocity, learn_alone
+from fedkd.distill.trainer import ALONE, Distillation, Labelled, Lesson, Optimiser, Round, Velocity, check_finite
+from fedkd.errors import FedkdError
 from fedkd.privacy.cohort import Shape
 from fedkd.privacy.contract import Contract, Training
 from fedkd.privacy.events import PrivacyEvent
@@ -87,12 +88,12 @@ class Federation:
 
     def alone(self) -> Federation:
         for number in (1, 2):
-            self.velocity = {client: learn_alone(round) for client, round in self.rounds(number).items()}
+            self.velocity = {client: ALONE.learn(round) for client, round in self.rounds(number).items()}
         return self
 
     def together(self, *groups: str) -> Federation:
         """In one meeting a round, or in one for each of ``groups``."""
-        built = Cohort(members(self.networks))
+        built = Cohort([members(self.networks)])
         for number in (1, 2):
             rounds = self.rounds(number)
             for group in groups or ("abcde",):
@@ -170,7 +171,7 @@ def test_a_client_that_is_not_there_stays_as_it_was() -> None:
 
 def test_clients_with_other_contracts_or_terms_are_trained_apart() -> None:
     together, alone = Federation("linear"), Federation("linear")
-    built = Cohort(members(together.networks))
+    built = Cohort([members(together.networks)])
 
     def mixed(federation: Federation) -> dict[str, Round]:
         changed = {"a": contract("dp_sgd", 0.3), "b": contract("none", 1.0)}
@@ -189,8 +190,72 @@ def test_clients_with_other_contracts_or_terms_are_trained_apart() -> None:
         }
 
     together.velocity = built.train(mixed(together))
-    alone.velocity = {client: learn_alone(round) for client, round in mixed(alone).items()}
+    alone.velocity = {client: ALONE.learn(round) for client, round in mixed(alone).items()}
     assert_equal_within_rounding(together, alone)
+
+
+# -- soft labels alone -------------------------------------------------------------------------------------------------
+
+
+def cohort_of(networks: dict[str, nn.Module]) -> Cohort:
+    return Cohort([members(networks)])
+
+
+def lessons(networks: dict[str, nn.Module], terms: Any, steps: int = 6) -> dict[str, Lesson]:
+    found = {}
+    for client, one in networks.items():
+        beside = distillation(client, 1, terms)
+        assert beside is not None
+        found[client] = Lesson(one, beside, steps, learning_rate=0.05, weight_decay=0.1, seed=0)
+    return found
+
+
+@pytest.mark.parametrize("terms", [{"kl": 1.0}, ALL_TERMS], ids=["kl", "all_terms"])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_soft_labels_are_learned_together_as_alone(kind: str, terms: Any) -> None:
+    alone, together = ({client: network(kind, client) for client in SIZES} for _ in range(2))
+    for lesson in lessons(alone, terms).values():
+        ALONE.distil(lesson)
+    cohort_of(together).distil(lessons(together, terms))
+    for client in SIZES:
+        before = network(kind, client).state_dict()
+        for name, value in alone[client].state_dict().items():
+            assert not torch.equal(value, before[name])
+            torch.testing.assert_close(together[client].state_dict()[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_whose_labels_are_broken_breaks_nobody_else() -> None:
+    whole, broken = ({client: network("mlp", client) for client in SIZES} for _ in range(2))
+    cohort_of(whole).distil(lessons(whole, {"kl": 1.0}))
+    work = lessons(broken, {"kl": 1.0})
+    work["c"].beside._targets.rows.fill_(float("nan"))
+    cohort_of(broken).distil(work)
+    with pytest.raises(FedkdError, match="diverged"):
+        check_finite(broken["c"])
+    for client in SIZES.keys() - {"c"}:
+        assert students.digest(broken[client]) == students.digest(whole[client])
+
+
+def test_lessons_of_other_lengths_are_learned_apart() -> None:
+    alone, together = ({client: network("linear", client) for client in SIZES} for _ in range(2))
+    work = [lessons(one, {"kl": 1.0}) | {"d": lessons(one, {"mse": 1.0}, steps=3)["d"]} for one in (alone, together)]
+    for lesson in work[0].values():
+        ALONE.distil(lesson)
+    cohort_of(together).distil(work[1])
+    for client in SIZES:
+        torch.testing.assert_close(together[client].state_dict(), alone[client].state_dict(), rtol=1e-3, atol=1e-5)
+
+
+def test_clients_of_other_tables_never_share_tensors() -> None:
+    """Else a run's bytes would depend on the number of its worker processes."""
+    one, two = Federation("mlp"), Federation("mlp")
+    everybody = members(one.networks)
+    tables = [{c: everybody[c] for c in some} for some in ("abc", "de")]
+    rounds = one.rounds(1)
+    one.velocity = Cohort(tables).train(rounds)
+    for table in tables:
+        two.velocity |= Cohort([table]).train({c: round for c, round in two.rounds(1).items() if c in table})
+    assert one.bytes() == two.bytes()
 
 
 # -- who can be trained so --------------------------------------------------------------------------------------------
@@ -231,7 +296,7 @@ def test_a_round_of_another_network_or_beside_another_loss_is_not_taken() -> Non
             raise AssertionError("a loss that is refused is not computed")
 
     federation = Federation("mlp")
-    built, round = Cohort(members(federation.networks)), federation.rounds(1)["c"]
+    built, round = cohort_of(federation.networks), federation.rounds(1)["c"]
 
     def changed(**changes: Any) -> Round:
         return Round(**{**vars(round), **changes})
