@@ -84,9 +84,9 @@ class Worker:
 
     def _lose(self) -> None:
         """Every call that has no answer gets none any more."""
-        while self._calls:
-            with suppress(KeyError):
-                client, answer = self._calls.pop(next(iter(self._calls)))
+        for number in list(self._calls):
+            client, answer = self._calls.pop(number, ("", None))
+            if answer is not None:  # else it came after all
                 answer.set_exception(FedkdError("a worker process has died", where=client, fix="resume the run"))
 
 
