@@ -144,7 +144,7 @@ def joint_backward(stack: ExitStack) -> None:
     # it would fail loudly: with ghost clipping Opacus refuses a layer that is used twice, with hooks our check of norms
     # finds more gradients than examples
     stack.enter_context(patch.object(PrivateSteps, "_norms", lambda self, n: torch.zeros(n)))
-    stack.enter_context(patch.object(dp_sgd, "prefers_ghost", lambda network: False))
+    stack.enter_context(patch.object(dp_sgd, "clipper_for", lambda network: "hooks"))
     stack.enter_context(patch.object(PrivateSteps, "_public_gradients", remember))
     stack.enter_context(patch.object(PrivateSteps, "_private_gradients", joint))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
@@ -25,7 +25,8 @@ from fedkd.privacy.gradients import PerExampleLoss, check_sizes, shortened
 from fedkd.privacy.noise import NoiseSource
 
 MICROBATCH = 2048  # rows a backward pass; a full batch goes through in pieces of this size
-GHOST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+GHOST_LAYERS = (nn.Linear, *CONVOLUTIONS, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
 
 
 class _Keyed:
@@ -82,14 +83,65 @@ class _GhostModule(GradSampleModuleFastGradientClipping):  # type: ignore[misc]
     NORM_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = {nn.Linear: _linear_norms}
 
 
-def prefers_ghost(network: nn.Module) -> bool:
-    """Ghost clipping was the faster one for every architecture whose layers have norm samplers; else hooks.
+class _SinglePass:
+    """Opacus' per-example gradients of each layer, from a backward pass that makes no gradient of any weight.
 
-    Hooks for a user's own code as well: they sum what they have measured, ghost clipping sums what autograd gives.
+    Hooks on the backward pass would leave it to make those too, which for convolutions is a third of its work. For
+    networks without operations in place: what comes behind a layer must not change the output that it is asked for.
     """
-    known = all(type(m).__module__.startswith(("torch.nn.", "fedkd.")) for m in network.modules())
-    with_weights = [m for m in network.modules() if any(True for _ in m.parameters(recurse=False))]
-    return known and _used_once(network) and all(isinstance(m, GHOST_LAYERS) for m in with_weights)
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._seen: list[tuple[nn.Module, Tensor, Tensor]] = []
+        layers = [m for m in network.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+        self._handles = [layer.register_forward_hook(self._note) for layer in layers]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self._seen = []  # what public examples went through is none of the private ones'
+        logits: Tensor = self._network(x)
+        return logits
+
+    def _note(self, layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        self._seen.append((layer, given[0].detach(), output))
+
+    def backward(self, losses: Tensor) -> None:
+        """Leave each parameter's gradients [n, ...] in its ``grad_sample``, where the optimiser looks for them."""
+        seen, self._seen = self._seen, []
+        outputs = [output for *_, output in seen]
+        deltas = torch.autograd.grad(losses.sum(), outputs, materialize_grads=True)
+        for (layer, given, _), delta in zip(seen, deltas, strict=True):
+            for p, each in GradSampleModule.GRAD_SAMPLERS[type(layer)](layer, [given], delta).items():
+                p.grad_sample = each[: len(delta)]  # Opacus gives one row of zeros for an empty sample
+
+    def disable_hooks(self) -> None:
+        """Every call begins anew."""
+
+    enable_hooks = disable_hooks
+
+    def remove_hooks(self) -> None:
+        """Leave the network alone."""
+        for handle in self._handles:
+            handle.remove()
+
+
+Clipper = Literal["hooks", "ghost", "single_pass"]
+
+
+def clipper_for(network: nn.Module) -> Clipper:
+    """The fastest that is right. Ghost clipping for linear layers; where there are convolutions, whose norms it would
+    have from their gradients anyway, a single pass.
+
+    Hooks for a user's own code: they sum what they have measured, ghost clipping sums what autograd gives. And for
+    layers that neither of the others can measure.
+    """
+    modules = list(network.modules())
+    known = all(type(m).__module__.startswith(("torch.nn.", "fedkd.")) for m in modules)
+    with_weights = [m for m in modules if any(True for _ in m.parameters(recurse=False))]
+    if not known or not _used_once(network) or not all(isinstance(m, GHOST_LAYERS) for m in with_weights):
+        return "hooks"
+    convolutions = any(isinstance(m, CONVOLUTIONS) for m in with_weights)
+    in_place = any(getattr(m, "inplace", False) for m in modules)
+    return "single_pass" if convolutions and not in_place else "ghost"
 
 
 def _used_once(network: nn.Module) -> bool:
@@ -115,19 +167,21 @@ class PrivateSteps:
         noise_multiplier: float,
         nominal_batch: float,
         noise: NoiseSource,
-        ghost: bool | None = None,
+        clipper: Clipper | None = None,
     ) -> None:
         check_layers(network)
         check_sizes(clip=clip, noise_multiplier=noise_multiplier, nominal_batch=nominal_batch)
-        self._ghost = prefers_ghost(network) if ghost is None else ghost
+        self._clipper = clipper or clipper_for(network)
         self._network, self._nominal_batch = network, nominal_batch
         self._params = [p for p in network.parameters() if p.requires_grad]
         settings: dict[str, Any] = {"batch_first": True, "loss_reduction": "sum"}
-        if self._ghost:
+        if self._clipper == "ghost":
             self._wrapped: Any = _GhostModule(network, max_grad_norm=clip, use_ghost_clipping=True, **settings)
+        elif self._clipper == "single_pass":
+            self._wrapped = _SinglePass(network)
         else:
             self._wrapped = GradSampleModule(network, **settings)
-        kind = _KeyedGhost if self._ghost else _KeyedHooks
+        kind = _KeyedGhost if self._clipper == "ghost" else _KeyedHooks
         self.optimiser: Any = kind(
             optimiser,
             noise_multiplier=noise_multiplier,
@@ -193,7 +247,7 @@ class PrivateSteps:
             x, y = x[finite], y[finite]
 
     def _norms(self, n: int) -> Tensor:
-        if self._ghost:
+        if self._clipper == "ghost":
             measured: Tensor = self._wrapped.per_sample_gradient_norms
             return measured
         if not n:
@@ -203,7 +257,9 @@ class PrivateSteps:
         return norms
 
     def _backward(self, losses: Tensor) -> None:
-        if self._ghost:
+        if self._clipper == "ghost":
             DPTensorFastGradientClipping(self._wrapped, self.optimiser, losses, "sum").backward()
+        elif self._clipper == "single_pass":
+            self._wrapped.backward(losses)
         else:
             torch.autograd.backward(losses.sum())

@@ -127,7 +127,7 @@ class _Step:
     def __init__(self, contract: Contract, network: nn.Module) -> None:
         self.contract, self._network = contract, network
         self._start = {name: value.clone() for name, value in network.state_dict().items()}
-        (self._weight,) = (p for p in network.parameters() if p.dim() == 2)
+        (self._weight,) = (p for p in network.parameters() if p.dim() > 1)
         (self._bias,) = (p for p in network.parameters() if p.dim() == 1)
         self.proxies = self.along(FEATURES - 1).repeat(PROXIES, 1)
 
@@ -143,7 +143,7 @@ class _Step:
         data = Labelled(x, torch.zeros(len(x), dtype=torch.int64))
         learn_round(self._network, data, self.contract, Optimiser(1.0, 0.0), noise, labels, {})
         weight, bias = (p.detach().double().numpy().copy() for p in (self._weight, self._bias))
-        return weight, bias
+        return weight.reshape(CLASSES, FEATURES), bias
 
 
 class _Outside(nn.Module):
@@ -158,11 +158,20 @@ class _Outside(nn.Module):
         return found
 
 
-def _zeroed(features: int) -> nn.Linear:
-    layer = nn.Linear(features, CLASSES)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+def _zeroed(features: int) -> nn.Module:
+    return _at_zero(nn.Linear(features, CLASSES))
+
+
+def _convolved(features: int) -> nn.Module:
+    """The same as a convolution: such are clipped in a single pass."""
+    layer = _at_zero(nn.Conv1d(1, CLASSES, features))
+    return nn.Sequential(nn.Unflatten(1, (1, features)), layer, nn.Flatten())
+
+
+def _at_zero(network: nn.Module) -> nn.Module:
+    for p in network.parameters():
+        nn.init.zeros_(p)
+    return network
 
 
 # -- one client: noise on answers, sums and votes ----------------------------------------------------------------------
@@ -228,6 +237,9 @@ GAMES: dict[str, Callable[[Setting], Game]] = {
     "dp_sgd with hooks, one or two records": lambda setting: one_or_two(setting, _Outside),
     "dp_sgd with hooks, beside soft labels": lambda setting: beside_labels(setting, _Outside),
     "dp_sgd with hooks, many records": lambda setting: many_records(setting, _Outside),
+    "dp_sgd in a single pass, one or two records": lambda setting: one_or_two(setting, _convolved),
+    "dp_sgd in a single pass, beside soft labels": lambda setting: beside_labels(setting, _convolved),
+    "dp_sgd in a single pass, many records": lambda setting: many_records(setting, _convolved),
     "gaussian": gaussian,
     "sum": summed,
     "votes": lambda setting: voted(setting, "votes"),

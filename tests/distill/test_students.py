@@ -331,10 +331,10 @@ def test_a_parameter_that_is_also_used_past_its_layer_is_refused() -> None:
 
 
 def test_a_users_own_code_is_clipped_with_hooks() -> None:
-    from fedkd.privacy.dp_sgd import prefers_ghost
+    from fedkd.privacy.dp_sgd import clipper_for
 
-    assert prefers_ghost(Network(nn.Sequential(nn.Linear(4, 3)), "features", (4,), 3))
-    assert not prefers_ghost(Network(PastItsLayer(), "features", (4,), 3))
+    assert clipper_for(Network(nn.Sequential(nn.Linear(4, 3)), "features", (4,), 3)) == "ghost"
+    assert clipper_for(Network(PastItsLayer(), "features", (4,), 3)) == "hooks"
 
 
 def test_a_layer_with_parameters_and_buffers_is_refused() -> None:

@@ -24,7 +24,7 @@ from fedkd.errors import FedkdError, PrivacyError
 from fedkd.privacy import dp_sgd
 from fedkd.privacy.cohort import CohortSteps, Shape
 from fedkd.privacy.contract import Contract, Training, draw_up
-from fedkd.privacy.dp_sgd import PrivateSteps, prefers_ghost
+from fedkd.privacy.dp_sgd import PrivateSteps, clipper_for
 from fedkd.privacy.events import PrivacyEvent
 from fedkd.privacy.limits import Past
 from fedkd.privacy.mechanisms import DpSgd
@@ -34,7 +34,7 @@ from tests import builders
 CLIP, NOISE, NOMINAL = 0.7, 1.3, 7.0
 FEATURES, CLASSES = 5, 3
 KEY = bytes(range(32))
-CLIPPERS = ("hooks", "ghost")
+CLIPPERS = ("hooks", "ghost", "single_pass")
 EVERY_WAY = (*CLIPPERS, "cohort")  # the last: among other clients, trained together
 NETWORKS: dict[str, tuple[Student, tuple[int, ...]]] = {
     "linear": (Student(kind="linear"), (FEATURES,)),
@@ -48,7 +48,7 @@ NETWORKS: dict[str, tuple[Student, tuple[int, ...]]] = {
 }
 """Configuration, and shape of one example."""
 KINDS = tuple(NETWORKS)
-# A recurrent layer uses its weights at every step, which ghost clipping cannot measure.
+# A recurrent layer uses its weights at every step, which hooks alone can measure.
 CLIPPED = [
     (kind, clipper)
     for kind in KINDS
@@ -154,7 +154,7 @@ def gradients(
         noise_multiplier=NOISE,
         nominal_batch=NOMINAL,
         noise=noise,
-        ghost=clipper == "ghost",
+        clipper=clipper,
     )
     steps.step(x, y, cross_entropy, public)
     steps.close()
@@ -366,8 +366,30 @@ def test_the_noise_seed_is_not_the_users_to_choose() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ghost_clipping_is_for_networks_that_use_each_weight_once(kind: str) -> None:
-    assert prefers_ghost(network_of(kind)) == ((kind, "ghost") in CLIPPED)
+def test_each_kind_has_the_fastest_clipper_that_can_measure_it(kind: str) -> None:
+    name = kind.split("_")[0]
+    chosen = {"cnn": "single_pass", "gru": "hooks", "lstm": "hooks"}.get(name, "ghost")
+    assert clipper_for(network_of(kind)) == chosen
+    assert (kind, chosen) in CLIPPED
+
+
+def test_what_works_in_place_is_not_measured_by_outputs() -> None:
+    """It changes the outputs of the layer before it, at which a single pass would look."""
+    for in_place, chosen in ((False, "single_pass"), (True, "ghost")):
+        network = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(inplace=in_place), nn.Flatten(), nn.Linear(6, CLASSES))
+        assert clipper_for(network) == chosen
+
+
+def test_a_layer_that_neither_can_measure_is_clipped_with_hooks() -> None:
+    normed = nn.Sequential(nn.Conv1d(1, 2, 3), nn.InstanceNorm1d(2, affine=True), nn.Flatten(), nn.Linear(6, CLASSES))
+    assert clipper_for(normed) == "hooks"
+
+
+@pytest.mark.parametrize("clipper", CLIPPERS)
+def test_no_hook_is_left_on_the_network(clipper: str) -> None:
+    network = network_of("cnn")
+    gradients(network, *examples_for("cnn", 3), clipper, Silence(), public_loss(network, "cnn"))
+    assert not any([*m._forward_hooks, *m._backward_hooks, *m._forward_pre_hooks] for m in network.modules())
 
 
 def test_layers_that_share_weights_are_clipped_with_hooks() -> None:
@@ -375,7 +397,7 @@ def test_layers_that_share_weights_are_clipped_with_hooks() -> None:
     layer, tied = nn.Linear(4, 4), nn.Linear(4, 4)
     tied.weight = layer.weight
     for network in (nn.Sequential(layer, nn.Tanh(), layer), nn.Sequential(layer, nn.Tanh(), tied)):
-        assert not prefers_ghost(network)
+        assert clipper_for(network) == "hooks"
         x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)) * 1e3
         for i in range(3):
             steps = PrivateSteps(network, Watched(network), noise=Silence(), **SETTINGS)
@@ -563,7 +585,7 @@ def test_dp_sgd_without_noise_cannot_release() -> None:
 @pytest.mark.parametrize("clipper", CLIPPERS)
 def test_the_clip_cannot_move(clipper: str) -> None:
     network = network_of("linear")
-    steps = PrivateSteps(network, Watched(network), noise=NoiseSource(KEY), ghost=clipper == "ghost", **SETTINGS)
+    steps = PrivateSteps(network, Watched(network), noise=NoiseSource(KEY), clipper=clipper, **SETTINGS)
     steps.optimiser.max_grad_norm = CLIP
     for moved in (2 * CLIP, CLIP / 2):
         with pytest.raises(PrivacyError, match="constant"):
