@@ -35,6 +35,7 @@ class Worker:
         theirs.close()
         self._numbers, self._sends = itertools.count(), threading.Lock()
         self._calls: dict[int, tuple[str, Future[Any]]] = {}
+        self._lost = False
         self._reader = threading.Thread(target=self._read, args=(arrived,), daemon=True)
         self._reader.start()
 
@@ -44,9 +45,9 @@ class Worker:
         with self._sends:
             number = next(self._numbers)
             self._calls[number] = (client, answer)
-            try:
+            with suppress(OSError):  # then the reader notices too, once it has read what is left
                 self._pipe.send((number, client, method, argument))
-            except OSError:
+            if self._lost:
                 self._lose()
         return answer.result()
 
@@ -56,7 +57,7 @@ class Worker:
             self._pipe.send(None)
 
     def end(self) -> None:
-        """Ask it to end, once its calls have been answered."""
+        """Ask it to end; nothing is on its way any more."""
         with self._sends, suppress(OSError):
             self._pipe.send(END)
 
@@ -77,9 +78,11 @@ class Worker:
                     arrived()
                     continue
                 number, good, result = reply
-                _, answer = self._calls.pop(number)
-                answer.set_result(result) if good else answer.set_exception(result)
-        except (EOFError, OSError):
+                _, answer = self._calls.pop(number, ("", None))
+                if answer is not None:
+                    answer.set_result(result) if good else answer.set_exception(result)
+        except Exception:  # it has ended, or has sent what cannot be read: nothing that comes after it could be either
+            self._lost = True
             self._lose()
 
     def _lose(self) -> None:
@@ -95,37 +98,55 @@ END = "end"
 
 def _work(pipe: Connection, folders: Mapping[str, Path], test: Path, liars: Liars, together: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends the round first
-    sends = threading.Lock()
-
-    def send(reply: object) -> None:
-        with sends, suppress(OSError):  # the main process has ended, and the loop below will notice
-            pipe.send(reply)
-
-    host: Host | Room = Room(folders, test, liars, lambda: send(None)) if together else Host(folders, test, liars)
-
-    def answer(number: int, client: str, method: str, argument: Any) -> None:
-        send((number, *_reply(host, client, method, argument)))
-
-    with ThreadPoolExecutor(min(len(folders), MOST_THREADS) if together else 1) as pool:
-        for order in iter(lambda: _next(pipe), END):
+    line = _Line(pipe)
+    host: Host | Room = Room(folders, test, liars, line.arrived) if together else Host(folders, test, liars)
+    pool = ThreadPoolExecutor(min(len(folders), MOST_THREADS) if together else 1)
+    try:
+        for order in iter(line.next, END):
             if order is not None:
-                pool.submit(answer, *order)
+                pool.submit(line.answer, host, *order)
             elif isinstance(host, Room):
                 host.train()
+    finally:
+        # the main process may be gone: what has not begun never does, and what waits fails
+        pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(host, Room):
             host.give_up()
-        pool.submit(host.close)
+        pool.shutdown(wait=True)
+        host.close()
 
 
-def _next(pipe: Connection) -> Any:
-    try:
-        return pipe.recv()
-    except (EOFError, OSError):
-        return END  # the main process has ended
+class _Line:
+    """The worker's end."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._sends = pipe, threading.Lock()
+
+    def next(self) -> Any:
+        """The next order; ``END`` also when the main process has ended."""
+        try:
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            return END
+
+    def arrived(self) -> None:
+        """One more client waits."""
+        self._send(None)
+
+    def answer(self, host: Host | Room, number: int, client: str, method: str, argument: Any) -> None:
+        """Do what was asked; whatever happens, there is an answer."""
+        try:
+            self._send((number, True, host.call(client, method, argument)))
+        except FedkdError as error:
+            self._send((number, False, error if type(error).__module__ == FedkdError.__module__ else _plain(error)))
+        except BaseException as error:  # also what cannot be sent, and a user's sys.exit
+            self._send((number, False, FedkdError(repr(error), where=client)))
+
+    def _send(self, reply: object) -> None:
+        with self._sends, suppress(OSError):  # the main process has ended, and ``next`` will notice
+            self._pipe.send(reply)
 
 
-def _reply(host: Host | Room, client: str, method: str, argument: Any) -> tuple[bool, Any]:
-    try:
-        return True, host.call(client, method, argument)
-    except Exception as error:
-        return False, error if isinstance(error, FedkdError) else FedkdError(repr(error), where=client)
+def _plain(error: FedkdError) -> FedkdError:
+    """A user's own kind of error, as one that the main process knows."""
+    return FedkdError(error.what, where=error.where, fix=error.fix)

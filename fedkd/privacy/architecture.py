@@ -84,13 +84,13 @@ def _trial(module: nn.Module, batch: Tensor, seed: int) -> dict[str, Tensor]:
         warnings.simplefilter("ignore")  # Opacus' hooks warn about inputs that need no gradient
         torch.manual_seed(seed)
         _shake(body)
-        before = {name: buffer.clone() for name, buffer in body.named_buffers()}
+        before = {name: value.detach().clone() for name, value in body.state_dict(keep_vars=True).items()}
         wrapped = GradSampleModule(body, loss_reduction="sum")
         output = wrapped(batch)
         F.cross_entropy(output, torch.zeros(len(batch), dtype=torch.long), reduction="sum").backward()  # type: ignore[no-untyped-call]
-    for name, buffer in body.named_buffers():
-        if not torch.equal(buffer, before[name]):
-            raise _refuse(name, buffer, "training changes it, and buffers are not protected", "do without this buffer")
+    for name, value in (*body.named_buffers(), *body.named_parameters()):
+        if name in before and not torch.equal(value, before[name]):
+            raise _refuse(name, value, "a forward pass changes it, and no noise covers that", "do without what does so")
     return {"output": output.detach()[:1], **_gradients(body, len(batch))}
 
 

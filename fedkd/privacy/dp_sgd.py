@@ -25,6 +25,7 @@ from fedkd.privacy.gradients import PerExampleLoss, check_sizes, shortened
 from fedkd.privacy.noise import NoiseSource
 
 MICROBATCH = 2048  # rows a backward pass; a full batch goes through in pieces of this size
+CELLS = 2**26  # numbers in the per-example gradients of a microbatch that a single pass holds at once, at the most
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 GHOST_LAYERS = (nn.Linear, *CONVOLUTIONS, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
 
@@ -97,7 +98,7 @@ class _SinglePass:
         self._handles = [layer.register_forward_hook(self._note) for layer in layers]
 
     def __call__(self, x: Tensor) -> Tensor:
-        self._seen = []  # what public examples went through is none of the private ones'
+        self._seen = []  # of an attempt that failed
         logits: Tensor = self._network(x)
         return logits
 
@@ -111,12 +112,16 @@ class _SinglePass:
         deltas = torch.autograd.grad(losses.sum(), outputs, materialize_grads=True)
         for (layer, given, _), delta in zip(seen, deltas, strict=True):
             for p, each in GradSampleModule.GRAD_SAMPLERS[type(layer)](layer, [given], delta).items():
-                p.grad_sample = each[: len(delta)]  # Opacus gives one row of zeros for an empty sample
+                before = getattr(p, "grad_sample", None)
+                each = each[: len(delta)]  # Opacus gives one row of zeros for an empty sample
+                p.grad_sample = each if before is None else before + each
 
     def disable_hooks(self) -> None:
-        """Every call begins anew."""
+        """What public examples go through now is forgotten by ``enable_hooks``."""
 
-    enable_hooks = disable_hooks
+    def enable_hooks(self) -> None:
+        """Begin anew."""
+        self._seen = []
 
     def remove_hooks(self) -> None:
         """Leave the network alone."""
@@ -128,20 +133,28 @@ Clipper = Literal["hooks", "ghost", "single_pass"]
 
 
 def clipper_for(network: nn.Module) -> Clipper:
-    """The fastest that is right. Ghost clipping for linear layers; where there are convolutions, whose norms it would
-    have from their gradients anyway, a single pass.
+    """Ghost clipping for linear layers; a single pass where there are convolutions, whose norms ghost clipping would
+    have from their gradients anyway, as long as the gradients of MICROBATCH examples take little room.
 
     Hooks for a user's own code: they sum what they have measured, ghost clipping sums what autograd gives. And for
-    layers that neither of the others can measure.
+    layers that neither of the others can measure. What works in place would spoil a single pass; torch refuses it under
+    hooks of either kind.
     """
     modules = list(network.modules())
-    known = all(type(m).__module__.startswith(("torch.nn.", "fedkd.")) for m in modules)
     with_weights = [m for m in modules if any(True for _ in m.parameters(recurse=False))]
-    if not known or not _used_once(network) or not all(isinstance(m, GHOST_LAYERS) for m in with_weights):
+    measurable = _used_once(network) and all(type(m) in GHOST_LAYERS for m in with_weights)
+    if not measurable or not all(_is_known(m) for m in modules):
         return "hooks"
-    convolutions = any(isinstance(m, CONVOLUTIONS) for m in with_weights)
+    small = sum(p.numel() for p in network.parameters()) * MICROBATCH <= CELLS
     in_place = any(getattr(m, "inplace", False) for m in modules)
-    return "single_pass" if convolutions and not in_place else "ghost"
+    convolutions = any(isinstance(m, CONVOLUTIONS) for m in with_weights)
+    return "single_pass" if convolutions and small and not in_place else "ghost"
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether it does what its class does, and that is torch's or fedkd's."""
+    changed = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+    return type(module).__module__.startswith(("torch.nn.", "fedkd.")) and not changed
 
 
 def _used_once(network: nn.Module) -> bool:
@@ -194,7 +207,7 @@ class PrivateSteps:
     def step(self, x: Tensor, y: Tensor, loss: PerExampleLoss, public: Callable[[], Tensor] | None = None) -> None:
         """One step on the sample (x [n, ...], y [n]); ``public`` gives a scalar loss of public data.
 
-        The public gradient is computed apart, with the hooks off, and added after the noise: in one backward Opacus
+        The public gradient is computed apart, where no hook counts, and added after the noise: in one backward Opacus
         would pair private with public rows by index and clip their sum, whose sensitivity is not ``clip``.
         """
         with warnings.catch_warnings():

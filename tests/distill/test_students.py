@@ -304,7 +304,7 @@ def counted(self, x):
         (wrapped(lambda self, x: self.fc(x) / max(1, len(x))), "depends on the size"),
         (wrapped(mixed_in_secret), "depends on the other examples"),
         (wrapped(lambda self, x: self.fc(x.view(len(x), -1))), "may be empty|failed"),
-        (wrapped(counted, seen=torch.zeros(())), "buffer"),
+        (wrapped(counted, seen=torch.zeros(())), "a forward pass changes it"),
         (wrapped(lambda self, x: F.linear(x, self.fc.weight)), "no gradient per example"),
         (wrapped(lambda self, x: self.fc(x) + self.unused(x)[:, :0].sum(), unused=nn.EmbeddingBag(3, 3)), "failed"),
     ],
@@ -335,6 +335,24 @@ def test_a_users_own_code_is_clipped_with_hooks() -> None:
 
     assert clipper_for(Network(nn.Sequential(nn.Linear(4, 3)), "features", (4,), 3)) == "ghost"
     assert clipper_for(Network(PastItsLayer(), "features", (4,), 3)) == "hooks"
+
+
+class Renormed(nn.Module):
+    """Its forward pass shortens the rows that a batch asks for."""
+
+    takes = "raw"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.layer = nn.Embedding(6, 4, max_norm=0.01), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.words((x[:, 0] > 0).long()))
+
+
+def test_weights_that_a_forward_pass_changes_are_refused() -> None:
+    with pytest.raises(PrivacyError, match="a forward pass changes it"):
+        check_private(Network(Renormed(), "raw", (4,), 3))
 
 
 def test_a_layer_with_parameters_and_buffers_is_refused() -> None:

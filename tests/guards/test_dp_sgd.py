@@ -374,7 +374,7 @@ def test_each_kind_has_the_fastest_clipper_that_can_measure_it(kind: str) -> Non
 
 
 def test_what_works_in_place_is_not_measured_by_outputs() -> None:
-    """It changes the outputs of the layer before it, at which a single pass would look."""
+    """It changes the outputs of the layer before it, at which a single pass would look; hooks of torch refuse it."""
     for in_place, chosen in ((False, "single_pass"), (True, "ghost")):
         network = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(inplace=in_place), nn.Flatten(), nn.Linear(6, CLASSES))
         assert clipper_for(network) == chosen
@@ -383,6 +383,24 @@ def test_what_works_in_place_is_not_measured_by_outputs() -> None:
 def test_a_layer_that_neither_can_measure_is_clipped_with_hooks() -> None:
     normed = nn.Sequential(nn.Conv1d(1, 2, 3), nn.InstanceNorm1d(2, affine=True), nn.Flatten(), nn.Linear(6, CLASSES))
     assert clipper_for(normed) == "hooks"
+
+
+def test_large_networks_are_not_measured_in_a_single_pass() -> None:
+    """Its per-example gradients are all held at once."""
+    for width, chosen in ((8, "single_pass"), (2048, "ghost")):
+        layers = nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(16, width), nn.Tanh(), nn.Linear(width, CLASSES)
+        assert clipper_for(nn.Sequential(*layers)) == chosen
+
+
+def test_a_network_whose_forward_was_replaced_is_a_users_own() -> None:
+    """It may use a layer twice; a single pass would sum both uses too."""
+    network = nn.Sequential(nn.Conv1d(1, 1, 3, padding=1), nn.Flatten(), nn.Linear(5, CLASSES))
+    twice = lambda x: network[2](network[1](network[0](torch.tanh(network[0](x)))))  # noqa: E731
+    network.forward = twice  # type: ignore[method-assign]
+    assert clipper_for(network) == "hooks"
+    x, y = torch.randn(4, 1, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
+    expected = clipped_sum(network, x, y, "hooks")
+    torch.testing.assert_close(clipped_sum(network, x, y, "single_pass"), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("clipper", CLIPPERS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -45,16 +47,22 @@ def opened(folders: dict[str, Path], count: int, **settings: Any) -> Iterator[En
 
 
 def test_nobody_is_trained_before_all_have_come_or_ended() -> None:
-    trained: list[int] = []
-    meeting = Meeting(3, lambda: trained.append(1))
-    ended = threading.Event()
+    trained = threading.Event()
+    meeting = Meeting(3, trained.set)
+    announced, go = threading.Semaphore(0), threading.Event()
+
+    def wait() -> None:
+        meeting.arrived()
+        announced.release()
+        assert trained.wait(60)
+
     with meeting.pool() as pool:
         with meeting.gathered():
-            calls = [pool.submit(meeting.arrived), pool.submit(meeting.arrived), pool.submit(ended.wait)]
-            assert not trained
-        # two wait, but a third may still come
-        ended.set()
-    assert [call.done() for call in calls] == [True] * 3
+            calls = [pool.submit(wait), pool.submit(wait), pool.submit(go.wait, 60)]
+        assert announced.acquire(timeout=60) and announced.acquire(timeout=60)
+        assert not trained.is_set()  # two wait, but a third may still come
+        go.set()
+        assert [call.result(60) for call in calls] == [None, None, True]
 
 
 def test_those_who_have_no_thread_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,10 +135,80 @@ def test_a_worker_whose_main_process_is_gone_gives_up_those_who_wait(folders: di
             pool.submit(wait).result(60)
 
 
-def test_the_line_to_a_worker_ends_with_it() -> None:
-    assert workers._next(_Closed()) == workers.END  # type: ignore[arg-type]
+class _Pipe:
+    """The other end of a line: a list of what was sent; nothing comes any more."""
 
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
 
-class _Closed:
-    def recv(self) -> object:
+    def send(self, reply: Any) -> None:
+        pickle.dumps(reply)
+        self.sent.append(reply)
+
+    def recv(self) -> Any:
         raise EOFError
+
+
+class Own(FedkdError):
+    """A user's own kind of error, which needs more to be made than it keeps."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}", where="here", fix="this")
+
+
+@pytest.mark.parametrize(
+    ("happens", "what"),
+    [
+        (lambda: sys.exit(3), "SystemExit"),
+        (lambda: threading.Lock(), "cannot pickle"),
+        (lambda: (_ for _ in ()).throw(Own(1, 2)), "1 and 2"),
+        (lambda: 1 / 0, "ZeroDivisionError"),
+    ],
+    ids=["exit", "unpicklable", "own_error", "any"],
+)
+def test_whatever_happens_in_a_worker_there_is_an_answer(happens: Callable[[], Any], what: str) -> None:
+    class Host:
+        def call(self, *_: Any) -> Any:
+            return happens()
+
+    pipe = _Pipe()
+    line = workers._Line(pipe)  # type: ignore[arg-type]
+    line.answer(Host(), 7, "client-0", "open", None)  # type: ignore[arg-type]
+    ((number, good, error),) = pipe.sent
+    assert (number, good, type(error)) == (7, False, FedkdError)
+    assert what in error.what
+    assert line.next() == workers.END
+
+
+def test_when_the_main_process_is_gone_what_has_not_begun_never_does(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    began, go = threading.Event(), threading.Event()
+
+    class Slow:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def call(self, client: str, *_: Any) -> None:
+            began.set()
+            assert go.wait(60)
+            done.append(client)
+
+        def close(self) -> None:
+            done.append("closed")
+
+    class Orders(_Pipe):
+        orders = iter([(1, "a", "open", None), (2, "b", "open", None)])
+
+        def recv(self) -> Any:
+            for order in self.orders:
+                return order
+            assert began.wait(60)
+            threading.Timer(0.2, go.set).start()
+            raise EOFError
+
+    monkeypatch.setattr(workers, "Host", Slow)
+    monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
+    workers._work(Orders(), folders, Path(), HONEST, False)  # type: ignore[arg-type]
+    assert done == ["a", "closed"]
