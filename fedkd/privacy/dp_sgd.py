@@ -98,7 +98,7 @@ class _SinglePass:
         self._handles = [layer.register_forward_hook(self._note) for layer in layers]
 
     def __call__(self, x: Tensor) -> Tensor:
-        self._seen = []  # of an attempt that failed
+        self._seen = []  # what public examples went through, or an attempt that failed
         logits: Tensor = self._network(x)
         return logits
 
@@ -117,11 +117,9 @@ class _SinglePass:
                 p.grad_sample = each if before is None else before + each
 
     def disable_hooks(self) -> None:
-        """What public examples go through now is forgotten by ``enable_hooks``."""
+        """Nothing to do: every call begins anew."""
 
-    def enable_hooks(self) -> None:
-        """Begin anew."""
-        self._seen = []
+    enable_hooks = disable_hooks
 
     def remove_hooks(self) -> None:
         """Leave the network alone."""

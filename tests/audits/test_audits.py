@@ -14,6 +14,7 @@ from fedkd import config
 from fedkd.config import Scenario
 from fedkd.errors import PrivacyError
 from fedkd.privacy.audit import Evidence, judge
+from fedkd.privacy.dp_sgd import clipper_for
 from simulations.audits import noise, paired
 from simulations.audits.answers import answer_evidence
 from simulations.audits.canaries import canary_evidence
@@ -100,6 +101,12 @@ def with_bug(name: str, evidence: Callable[[], Iterator[Evidence]]) -> list[str]
     with power.ExitStack() as stack:
         power.BUGS[name].plant(stack)
         return refuted(evidence())
+
+
+def test_each_game_is_played_with_the_clipper_that_it_names() -> None:
+    assert clipper_for(paired._zeroed(8)) == "ghost"
+    assert clipper_for(paired._Outside(8)) == "hooks"
+    assert clipper_for(paired._convolved(8)) == "single_pass"
 
 
 @pytest.mark.parametrize("clipper", ["with ghost clipping", "with hooks", "in a single pass"])

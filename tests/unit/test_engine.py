@@ -85,6 +85,7 @@ def test_tables_do_not_depend_on_the_number_of_workers(monkeypatch: pytest.Monke
     folders = {f"client-{index:03}": Path(str(index)) for index in range(3 * together.TABLE + 2)}
     for count in (2, 3):
         engine._hosts(folders, Path(), count, HONEST, together=True)
+    assert [len(hands) for hands in made] == [2, 3]
     for hands in made:
         assert sorted(table for hand in hands for table in tables(list(hand))) == tables(list(folders))
 
@@ -93,7 +94,7 @@ def test_tables_do_not_depend_on_the_number_of_workers(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("cohort", [False, True])
-def test_a_worker_that_dies_fails_every_call_that_it_had(
+def test_every_call_to_a_worker_that_has_died_fails(
     cohort: bool, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(together, "TABLE", 2)
@@ -119,8 +120,6 @@ def test_a_worker_whose_main_process_is_gone_gives_up_those_who_wait(folders: di
     room = Room(folders, next(iter(folders.values())).parent.parent / "test.npz", HONEST, arrived.set)
     work = object.__new__(Lesson)
     with closing(room), ThreadPoolExecutor(1) as pool:
-        with room._baton:
-            pass
 
         def wait() -> None:
             with room._baton:
